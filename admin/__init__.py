@@ -1,0 +1,1 @@
+"""The secure-slurm command; each subcommand is one module."""

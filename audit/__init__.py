@@ -1,0 +1,1 @@
+"""The audit trail: events, hash chain, verifier. Standard library only (root hooks import it)."""

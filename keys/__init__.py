@@ -1,0 +1,1 @@
+"""Keys and what they protect: Vault, grants, node identity, dm-crypt scratch."""

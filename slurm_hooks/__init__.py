@@ -1,0 +1,1 @@
+"""What Slurm calls: the job_submit filter, the hook stubs and the daemons behind them."""

@@ -1,0 +1,1 @@
+"""secure-sbatch, secure-srun and secure-salloc."""
