@@ -1,1 +1,4 @@
-"""dm-crypt scratch: backing store, mapping, file system, and the way back. Standard library only (root hooks import it)."""
+"""dm-crypt scratch: backing store, mapping, file system, and the way back.
+
+Standard library only: the root hooks import it under ``python3 -IS``.
+"""
