@@ -1,0 +1,185 @@
+"""The closed set of audit events, their fields, and what each field may hold.
+
+An audit line outlives the job, its user and this version, and more people read it than any other file of ours.
+So nothing gets in by accident: an unknown event, an unknown field, a missing one or a value of the wrong kind is a
+``ValueError``. People appear as numbers (uid), never by name; there is no field for an environment, a script, a
+command line or a path of a user's.
+
+Standard library only: root hooks import this.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+INTEGER_LIMIT = 2**63 - 1
+UID_LIMIT = 2**32 - 1
+SECONDS_DIGITS = 6
+
+Value = str | int | float | bool
+
+
+class Kind(NamedTuple):
+    """What one field may hold: ``type`` is ``int``, ``float``, ``bool``, ``name`` or ``text``.
+
+    ``limit`` is the greatest number, or the greatest count of characters. A ``name`` must match ``pattern`` whole and
+    is refused when too long; a ``text`` is cut, for a long reason must never stop a key from being destroyed.
+    """
+
+    type: str
+    limit: int = INTEGER_LIMIT
+    pattern: str = r"[\x21-\x7e]+"
+
+
+class Event(NamedTuple):
+    """The fields that an event must have and those that it may have besides :data:`COMMON`."""
+
+    required: frozenset[str]
+    optional: frozenset[str]
+
+
+_HEX = r"[0-9a-f]+"
+_TAG = r"[a-z0-9][a-z0-9-]*"
+_WORD = r"[A-Za-z0-9][A-Za-z0-9._+:/-]*"
+_NODE = r"[A-Za-z0-9][A-Za-z0-9.-]*"
+
+# The order is the order in the line.
+FIELDS: dict[str, Kind] = {
+    "verdict": Kind("name", 8, "allow|refuse"),
+    "rule": Kind("name", 64, r"[a-z0-9][a-z0-9._-]*"),
+    "verb": Kind("name", 32, r"[a-z][a-z0-9._-]*"),
+    "hook": Kind("name", 32, r"[A-Za-z][A-Za-z0-9._-]*"),
+    "cluster": Kind("name", 64, _WORD),
+    "job": Kind("int"),
+    "restarts": Kind("int"),
+    "node": Kind("name", 63, _NODE),
+    "nodes": Kind("text", 4096),
+    "uid": Kind("int", UID_LIMIT),
+    "submit_uid": Kind("int", UID_LIMIT),
+    "class": Kind("name", 32, _TAG),
+    "residency": Kind("name", 32, _TAG),
+    "scratch": Kind("int"),
+    "partition": Kind("text", 256),
+    "policy": Kind("name", 64, _HEX),
+    "nonce": Kind("name", 64, _HEX),
+    "incarnation": Kind("name", 64, _HEX),
+    "key": Kind("name", 256, r"[A-Za-z0-9][A-Za-z0-9._-]*"),
+    "mapper": Kind("name", 128, r"[A-Za-z0-9][A-Za-z0-9._-]*"),
+    "cipher": Kind("name", 64, _WORD),
+    "key_bits": Kind("int"),
+    "bytes": Kind("int"),
+    "filesystem": Kind("name", 16, r"[a-z0-9]+"),
+    "backing": Kind("name", 16, r"[a-z]+"),
+    "state": Kind("name", 32, r"[a-z][a-z0-9._-]*"),
+    "result": Kind("name", 32, r"[a-z][a-z0-9._-]*"),
+    "count": Kind("int"),
+    "lost": Kind("int"),
+    "version": Kind("name", 32, _WORD),
+    "error": Kind("name", 64, r"[A-Za-z_][A-Za-z0-9_.]*"),
+    "reason": Kind("text", 256),
+    "evidence": Kind("text", 512),
+    "wiped": Kind("bool"),
+    "seconds": Kind("float"),
+}
+
+COMMON = frozenset({"cluster", "job", "node", "incarnation", "nonce", "rule", "seconds"})
+"""What any event may carry: the ids that join a job's story, the rule that spoke, and how long it took."""
+
+
+def _event(required: str = "", optional: str = "") -> Event:
+    return Event(frozenset(required.split()), frozenset(optional.split()))
+
+
+EVENTS: dict[str, Event] = {
+    # the trail itself: `bytes` of a torn line were found, `lost` durable lines were not
+    "audit.recovered": _event("bytes lost"),
+    "daemon.start": _event("", "version policy hook"),
+    "daemon.stop": _event("", "version reason hook"),
+    # deciding
+    "decision": _event("verdict rule verb uid", "submit_uid class residency scratch partition policy reason"),
+    "start.judged": _event(
+        "job verdict rule", "uid class residency scratch partition policy nodes restarts reason count"
+    ),
+    "start.refused": _event("job rule", "uid verb reason result hook restarts"),
+    "snapshot.loaded": _event("count", "bytes"),
+    "snapshot.stale": _event("", "reason"),
+    # keys and grants
+    "vault.login": _event("result", "reason error"),
+    "grant.write": _event("job node incarnation", "key uid restarts"),
+    "grant.delete": _event("job node", "result evidence"),
+    "key.create": _event("job node incarnation key"),
+    "key.allow-deletion": _event("key"),
+    "key.delete": _event("key evidence", "result"),
+    "node.grant-read": _event("job node", "result key"),
+    "node.datakey": _event("job node incarnation key"),
+    "node.unwrap": _event("job node incarnation key"),
+    "node.lost": _event("node", "reason"),
+    "node.ready": _event("node", "version"),
+    # scratch
+    "scratch.open": _event("job node incarnation", "mapper bytes backing"),
+    "scratch.ready": _event("job node incarnation mapper cipher key_bits bytes filesystem", "backing"),
+    "scratch.close": _event("node", "mapper wiped reason"),
+    "scratch.gone": _event("node evidence", "mapper wiped"),
+    # revocation and the end
+    "revocation.pending": _event("reason", "count uid class"),
+    "revocation.done": _event("", "count evidence uid class result"),
+    "lease.expired": _event("job node", "reason"),
+    "destruction.certificate": _event("job evidence", "nodes count lost"),
+    "reaper.healed": _event("", "key mapper reason result count evidence"),
+    "hook.error": _event("hook", "error reason state"),
+}
+
+
+def check(event: str, fields: dict[str, object]) -> dict[str, Value]:
+    """The fields of ``event`` in the order of the line, each checked; a field that is None is left out.
+
+    ``klass`` is read as ``class``, which Python keeps for itself. Raises ValueError naming the event and the field.
+    """
+    known = EVENTS.get(event)
+    if known is None:
+        raise ValueError(f"unknown audit event {event!r}")
+    given = {"class" if name == "klass" else name: value for name, value in fields.items() if value is not None}
+    missing = known.required - given.keys()
+    if missing:
+        raise ValueError(f"audit event {event}: field missing: {', '.join(sorted(missing))}")
+    unknown = given.keys() - known.required - known.optional - COMMON
+    if unknown:
+        raise ValueError(f"audit event {event}: field not allowed: {', '.join(sorted(map(repr, unknown)))}")
+    return {name: _checked(event, name, given[name]) for name in FIELDS if name in given}
+
+
+def _checked(event: str, name: str, value: object) -> Value:
+    kind = FIELDS[name]
+    if kind.type == "bool":
+        fits: Value | None = value if isinstance(value, bool) else None
+    elif kind.type == "int":
+        fits = _integer(kind, value)
+    elif kind.type == "float":
+        fits = _seconds(kind, value)
+    else:
+        fits = _string(kind, value)
+    if fits is None:
+        # the value is not in the message: it may be what someone tried to smuggle in
+        raise ValueError(f"audit event {event}: field {name} is not a valid {kind.type}")
+    return fits
+
+
+def _integer(kind: Kind, value: object) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 <= value <= kind.limit else None
+
+
+def _seconds(kind: Kind, value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return round(float(value), SECONDS_DIGITS) if 0 <= value <= kind.limit else None
+
+
+def _string(kind: Kind, value: object) -> str | None:
+    if not isinstance(value, str):
+        return None
+    if kind.type == "text":
+        return value if len(value) <= kind.limit else value[: kind.limit - 3] + "..."
+    return value if len(value) <= kind.limit and re.fullmatch(kind.pattern, value) else None
