@@ -1,0 +1,639 @@
+-- secure-slurm's job_submit filter: asks the decision daemon about every job and every change, and obeys its answer.
+-- One file for Slurm 23.11 to 26.05, Lua 5.1 to 5.4; needs LuaSocket. Installed next to slurm.conf.
+--
+-- Rules this file keeps, because slurmctld holds locks while it runs and accepts a job whenever it is unsure:
+--   * whatever goes wrong, the answer is the number ERROR: nil, a non-number and, up to 25.11, a Lua error ACCEPT a job
+--     (job_submit_lua.c, slurm_lua.c);
+--   * only an answer that repeats this request's nonce and says "allow" allows;
+--   * one deadline for the whole exchange; after three timeouts in a row it refuses at once for five seconds;
+--   * it starts no program and reads no file but the configuration.
+local CONFIG = "/etc/secure-slurm/job_submit.conf.lua"
+
+local VALUE_LIMIT = 8192 -- bytes of one field; longer ones are cut, and flagged
+local LINES_LIMIT = 64 -- #SECURE lines of a script
+local BODY_LIMIT = 1024 * 1024
+local HEADER_LIMIT = 12 -- "SS1 1048576\n"
+local FIELD_LIMIT = 256
+local TIMEOUTS_LIMIT = 3
+local QUIET_SECONDS = 5
+local CONFIG_SECONDS = 10
+
+-- What is sent of a job: to add a field, add its name.
+local STRINGS = {
+  "account", "acctg_freq", "admin_comment", "alloc_node", "array_inx", "batch_features", "burst_buffer", "clusters",
+  "comment", "container", "cpus_per_tres", "dependency", "exc_nodes", "extra", "features", "licenses", "mail_user",
+  "mcs_label", "mem_per_tres", "name", "network", "partition", "prefer", "qos", "req_nodes",
+  "reservation", "selinux_context", "std_err", "std_in", "std_out", "tres_bind", "tres_freq", "tres_per_job",
+  "tres_per_node", "tres_per_socket", "tres_per_task", "user_name", "wckey", "work_dir",
+}
+-- Numbers by the value that means "unset" (slurm.h: NO_VAL16, NO_VAL, NO_VAL64; api/init_msg.c says which).
+local NO_VAL16, NO_VAL, NO_VAL64 = 65534, 4294967294, 18446744073709551614
+local NUMBERS = {
+  [NO_VAL16] = {
+    "contiguous", "core_spec", "cores_per_socket", "cpus_per_task", "mail_type", "ntasks_per_core", "ntasks_per_node",
+    "ntasks_per_socket", "ntasks_per_tres", "pn_min_cpus", "reboot", "requeue", "shared", "sockets_per_node",
+    "thread_spec", "threads_per_core",
+  },
+  [NO_VAL] = {
+    "cpu_freq_gov", "cpu_freq_max", "cpu_freq_min", "delay_boot", "het_job_offset", "max_cpus", "max_nodes",
+    "min_cpus", "min_nodes", "nice", "num_tasks", "pn_min_tmp_disk", "priority", "req_switch", "site_factor",
+    "time_limit", "time_min", "user_id", "wait4switch",
+  },
+  [NO_VAL64] = { "min_mem_per_cpu", "min_mem_per_node" },
+}
+-- Numbers for which zero means "unset" too, or in some versions instead.
+local NUMBERS_NOT_ZERO = { "argc", "begin_time", "end_time", "immediate", "ntasks_per_board", "segment_size" }
+local BOOLEANS = { "cron_job" }
+local ENVIRONMENT = { "SECURE_CLASS", "SECURE_RESIDENCY", "SECURE_SCRATCH_SIZE" }
+-- What is sent of a stored job, as rec.<name>.
+local RECORD = {
+  "account", "admin_comment", "array_job_id", "array_task_id", "batch_features", "comment", "container",
+  "curr_dependency", "extra", "features", "het_job_id", "het_job_offset", "job_id", "job_state", "licenses",
+  "mcs_label", "name", "nodes", "orig_dependency", "origin_cluster", "partition", "priority", "qos", "reservation",
+  "restart_cnt", "resv_name", "time_limit", "user_id", "user_name", "work_dir",
+}
+-- What an answer may set.
+local SETTABLE = {
+  admin_comment = "string", batch_features = "string", extra = "string", features = "string", prefer = "string",
+  requeue = "number", shared = "number",
+}
+
+-- The two numbers that slurmctld understands, fixed now: a global that became nil must not turn into "accept".
+local ERROR = type(slurm) == "table" and type(slurm.ERROR) == "number" and slurm.ERROR ~= 0 and slurm.ERROR or -1
+local SUCCESS = 0
+
+local loaded, socket = pcall(require, "socket")
+local loaded_unix, unix = pcall(require, "socket.unix")
+if not (loaded and loaded_unix) then
+  -- at start-up this stops slurmctld, which is what a missing filter must do
+  error("secure-slurm: LuaSocket is missing: install the package lua-socket for the Lua that Slurm was built with")
+end
+local new_stream = type(unix) == "table" and unix.stream or unix
+
+-- Configuration ---------------------------------------------------------------------------------------------------
+
+local config, config_read = nil, 0
+
+local function read_config()
+  local found = dofile(CONFIG)
+  if type(found) ~= "table" or type(found.socket) ~= "string" or type(found.deadline) ~= "number"
+    or found.deadline <= 0 or found.deadline > 5 or type(found.demand) ~= "table"
+    or (found.untagged_when_down ~= "allow" and found.untagged_when_down ~= "refuse") then
+    error("secure-slurm: " .. CONFIG .. " is incomplete: run `secure-slurm conf render`")
+  end
+  return found
+end
+
+local function log(write, text)
+  if type(write) == "function" then
+    pcall(write, "%s", (string.gsub("secure-slurm: " .. tostring(text), "%c", "?")))
+  end
+end
+
+-- Read again now and then, so that a partition which demands a tag from today on is known without a restart.
+-- A broken file keeps the last good one: the daemon judges by its own policy in any case.
+local function refresh_config()
+  local now = socket.gettime()
+  if now >= config_read and now - config_read < CONFIG_SECONDS then
+    return
+  end
+  config_read = now
+  local ok, found = pcall(read_config)
+  if ok then
+    config = found
+  else
+    log(slurm.log_error, found)
+  end
+end
+
+config = read_config()
+config_read = socket.gettime()
+
+-- Messages --------------------------------------------------------------------------------------------------------
+
+local function encode(fields)
+  local parts, count = {}, 0
+  for key, value in pairs(fields) do
+    count = count + 1
+    parts[#parts + 1] = #key .. ":" .. key .. "," .. #value .. ":" .. value .. ","
+  end
+  local body = table.concat(parts)
+  if count > FIELD_LIMIT or #body > BODY_LIMIT then
+    return nil
+  end
+  return "SS1 " .. #body .. "\n" .. body
+end
+
+local function netstring(body, at)
+  local digits, start = string.match(body, "^(%d%d?%d?%d?%d?%d?%d?):()", at)
+  if not digits then
+    return nil
+  end
+  local stop = start + tonumber(digits)
+  if string.sub(body, stop, stop) ~= "," then
+    return nil
+  end
+  return string.sub(body, start, stop - 1), stop + 1
+end
+
+local function decode(body)
+  local fields, at = {}, 1
+  while at <= #body do
+    local key, value
+    key, at = netstring(body, at)
+    if not key then
+      return nil
+    end
+    value, at = netstring(body, at)
+    if not value or fields[key] ~= nil then
+      return nil
+    end
+    fields[key] = value
+  end
+  return fields
+end
+
+-- The connection --------------------------------------------------------------------------------------------------
+
+local connection = nil
+local timeouts, quiet_until = 0, 0
+local asked = 0
+
+local function close()
+  if connection then
+    pcall(connection.close, connection)
+  end
+  connection = nil
+end
+
+-- Seconds that are left, never more than the deadline even if the clock was set back.
+local function left(stop)
+  local seconds = stop - socket.gettime()
+  if seconds > config.deadline then
+    seconds = config.deadline
+  end
+  return seconds
+end
+
+local function wait_until(stop)
+  local seconds = left(stop)
+  if seconds <= 0 then
+    return false
+  end
+  connection:settimeout(seconds, "t")
+  return true
+end
+
+-- A kept connection must be open and silent: waiting bytes are an answer that came too late for an earlier job.
+local function usable()
+  connection:settimeout(0, "t")
+  local _, problem, partial = connection:receive(1)
+  return problem == "timeout" and (partial == nil or partial == "")
+end
+
+local function connect(stop)
+  if connection and not usable() then
+    close()
+  end
+  if connection then
+    return true
+  end
+  connection = assert(new_stream())
+  if not wait_until(stop) then
+    return false, "timeout"
+  end
+  return connection:connect(config.socket)
+end
+
+local function receive_header(stop)
+  local line = ""
+  while string.sub(line, -1) ~= "\n" do
+    if #line >= HEADER_LIMIT then
+      return nil, "malformed"
+    end
+    if not wait_until(stop) then
+      return nil, "timeout"
+    end
+    local byte, problem = connection:receive(1)
+    if not byte then
+      return nil, problem
+    end
+    line = line .. byte
+  end
+  local size = tonumber(string.match(line, "^SS1 (%d+)\n$"))
+  if not size or size > BODY_LIMIT then
+    return nil, "malformed"
+  end
+  return size
+end
+
+local function exchange(message, nonce)
+  local stop = socket.gettime() + config.deadline
+  local ok, problem = connect(stop)
+  if not ok then
+    return nil, problem
+  end
+  if not wait_until(stop) then
+    return nil, "timeout"
+  end
+  ok, problem = connection:send(message)
+  if not ok then
+    return nil, problem
+  end
+  local size
+  size, problem = receive_header(stop)
+  if not size then
+    return nil, problem
+  end
+  local body = ""
+  if size > 0 then
+    if not wait_until(stop) then
+      return nil, "timeout"
+    end
+    body, problem = connection:receive(size)
+    if not body then
+      return nil, problem
+    end
+  end
+  local answer = decode(body)
+  if not answer then
+    return nil, "malformed"
+  end
+  if answer.nonce ~= nonce then
+    return nil, "the answer belongs to another request"
+  end
+  return answer
+end
+
+-- The answer's fields, or nil and why there is none.
+local function ask(fields)
+  local now = socket.gettime()
+  if now < quiet_until and quiet_until - now <= QUIET_SECONDS then
+    return nil, "it did not answer in time three times, so it is not asked for some seconds"
+  end
+  asked = asked + 1
+  local nonce = string.format("%.0f-%d-%d", now * 1000000, asked, math.random(0, 999999))
+  fields.nonce = nonce
+  local message = encode(fields)
+  if not message then
+    return nil, "the request is too large"
+  end
+  local ok, answer, problem = pcall(exchange, message, nonce)
+  if not ok then
+    answer, problem = nil, answer
+  end
+  if answer then
+    timeouts = 0
+    return answer
+  end
+  close()
+  if problem == "timeout" then
+    timeouts = timeouts + 1
+    if timeouts >= TIMEOUTS_LIMIT then
+      timeouts = 0
+      quiet_until = socket.gettime() + QUIET_SECONDS
+    end
+  end
+  return nil, problem
+end
+
+-- What is told to the user ----------------------------------------------------------------------------------------
+
+local function tell(text)
+  -- everything but line feeds that could reach a terminal as a command goes
+  local clean = string.gsub(text, "%c", function(char)
+    return char == "\n" and char or "?"
+  end)
+  pcall(slurm.log_user, "%s", clean)
+end
+
+local function refuse(rule, message, advice)
+  local text = "secure-slurm: " .. message
+  if advice and advice ~= "" then
+    text = text .. "\nWhat to do: " .. advice
+  end
+  tell(text .. "\n(rule " .. rule .. ")")
+  return ERROR
+end
+
+-- Collecting ------------------------------------------------------------------------------------------------------
+
+local function put(fields, name, value)
+  if #value > VALUE_LIMIT then
+    value = string.sub(value, 1, VALUE_LIMIT)
+    fields[name .. ".cut"] = "1"
+  end
+  fields[name] = value
+end
+
+local function number(value)
+  return string.format("%.0f", value)
+end
+
+local function put_any(fields, name, value)
+  if type(value) == "string" then
+    put(fields, name, value)
+  elseif type(value) == "number" then
+    put(fields, name, number(value))
+  elseif value == true then
+    put(fields, name, "1")
+  end
+end
+
+local function put_number(fields, job, name, unset)
+  local value = job[name]
+  if type(value) == "number" and value ~= unset then
+    put(fields, name, number(value))
+  end
+end
+
+local function collect_job(fields, job)
+  for _, name in ipairs(STRINGS) do
+    local value = job[name]
+    if type(value) == "string" then
+      put(fields, name, value)
+    end
+  end
+  for unset, names in pairs(NUMBERS) do
+    for _, name in ipairs(names) do
+      put_number(fields, job, name, unset)
+    end
+  end
+  for _, name in ipairs(NUMBERS_NOT_ZERO) do
+    if job[name] ~= 0 and job[name] ~= NO_VAL then
+      put_number(fields, job, name, NO_VAL16)
+    end
+  end
+  for _, name in ipairs(BOOLEANS) do
+    if job[name] == true or job[name] == 1 then
+      fields[name] = "1"
+    end
+  end
+end
+
+-- Every line of the script that starts with #SECURE, wherever it is.
+local function collect_script(fields, script)
+  fields.has_script = "1"
+  local lines, size, at = {}, 0, 1
+  if string.sub(script, 1, 7) ~= "#SECURE" then
+    at = string.find(script, "\n#SECURE", 1, true)
+    at = at and at + 1
+  end
+  while at do
+    local stop = string.find(script, "\n", at, true) or #script + 1
+    size = size + stop - at + 1
+    if #lines >= LINES_LIMIT or size > VALUE_LIMIT then
+      fields["script_lines.overflow"] = "1"
+      break
+    end
+    lines[#lines + 1] = string.sub(script, at, stop - 1)
+    at = string.find(script, "\n#SECURE", stop, true)
+    at = at and at + 1
+  end
+  if #lines > 0 then
+    fields.script_lines = table.concat(lines, "\n")
+  end
+end
+
+-- srun and salloc send no environment, and each look at it would cost a line in slurmctld's log.
+local function has_environment(job)
+  local offset = job.het_job_offset
+  return job.script ~= nil or (type(offset) == "number" and offset ~= NO_VAL)
+end
+
+local function collect_environment(fields, job)
+  local environment = has_environment(job) and job.environment
+  if not environment then
+    return
+  end
+  fields.has_environment = "1"
+  for _, name in ipairs(ENVIRONMENT) do
+    local value = environment[name]
+    if type(value) == "string" then
+      put(fields, "env." .. string.lower(name), value)
+    end
+  end
+end
+
+-- The default partition, and the nodes of each partition that demands a tag (only those that this user may use).
+local function collect_partitions(fields, part_list)
+  local demanding = {}
+  if type(part_list) ~= "table" then
+    return demanding
+  end
+  local lines = {}
+  for key, part in pairs(part_list) do
+    local name = part.name or key
+    if part.flag_default == true or (type(part.flag_default) == "number" and part.flag_default ~= 0) then
+      put(fields, "default_partition", name)
+    end
+    if config.demand[name] then
+      local nodes = part.nodes or ""
+      demanding[name] = nodes
+      lines[#lines + 1] = name .. "=" .. nodes
+    end
+  end
+  put(fields, "demand_nodes", table.concat(lines, "\n"))
+  return demanding
+end
+
+-- When the daemon does not answer ---------------------------------------------------------------------------------
+
+local function match_hosts(name, pattern)
+  local open = string.find(pattern, "[", 1, true)
+  if not open then
+    return name == pattern
+  end
+  local close_at = string.find(pattern, "]", open, true)
+  if not close_at or string.sub(name, 1, open - 1) ~= string.sub(pattern, 1, open - 1) then
+    return close_at == nil
+  end
+  local rest, tail = string.sub(name, open), string.sub(pattern, close_at + 1)
+  for range in string.gmatch(string.sub(pattern, open + 1, close_at - 1), "[^,]+") do
+    local low, high = string.match(range, "^(%d+)-(%d+)$")
+    low = low or string.match(range, "^%d+$")
+    if not low then
+      return true -- not a list as Slurm writes them: assume the worst
+    end
+    for length = #low, #rest do
+      local digits = string.match(string.sub(rest, 1, length), "^%d+$")
+      if not digits then
+        break
+      end
+      local value = tonumber(digits)
+      if value >= tonumber(low) and value <= tonumber(high or low)
+        and string.format("%0" .. #low .. ".0f", value) == digits
+        and match_hosts(string.sub(rest, length + 1), tail) then
+        return true
+      end
+    end
+  end
+  return false
+end
+
+local function in_hosts(name, list)
+  if string.lower(list) == "all" then
+    return true
+  end
+  local item, depth = "", 0
+  for char in string.gmatch(list .. ",", ".") do
+    depth = depth + ((char == "[" and 1) or (char == "]" and -1) or 0)
+    if char == "," and depth == 0 then
+      if item ~= "" and match_hosts(name, item) then
+        return true
+      end
+      item = ""
+    else
+      item = item .. char
+    end
+  end
+  return depth ~= 0
+end
+
+local function from_demanding_node(host, demanding)
+  if type(host) ~= "string" then
+    return true
+  end
+  local short = string.match(host, "^[^.]+") or host
+  for _, nodes in pairs(demanding) do
+    if in_hosts(host, nodes) or in_hosts(short, nodes) then
+      return true
+    end
+  end
+  return false
+end
+
+local function demands(partitions)
+  for name in string.gmatch(partitions, "[^,]+") do
+    if config.demand[name] then
+      return true
+    end
+  end
+  return false
+end
+
+local function mentions(text)
+  return type(text) == "string" and string.find(string.lower(text), "secure-slurm", 1, true) ~= nil
+end
+
+-- Whether anything about a new job hints at a tag; in doubt it does.
+local function submit_trace(fields, demanding)
+  return mentions(fields.extra) or mentions(fields.admin_comment) or fields.script_lines ~= nil
+    or fields["script_lines.overflow"] ~= nil or fields["env.secure_class"] ~= nil
+    or fields["env.secure_residency"] ~= nil or fields["env.secure_scratch_size"] ~= nil
+    or demands(fields.partition or fields.default_partition or (next(config.demand) or ""))
+    or from_demanding_node(fields.alloc_node, demanding)
+end
+
+local function modify_trace(fields)
+  return mentions(fields.extra) or mentions(fields.admin_comment) or mentions(fields["rec.extra"])
+    or mentions(fields["rec.admin_comment"]) or demands(fields.partition or "")
+    or demands(fields["rec.partition"] or (next(config.demand) or ""))
+end
+
+local function unanswered(problem, trace, verb)
+  log(slurm.log_error, "no decision about a " .. verb .. ": " .. tostring(problem))
+  if config.untagged_when_down == "allow" and not trace then
+    return SUCCESS
+  end
+  return refuse("daemon.down", "the decision daemon did not answer, so nothing can be decided about this job",
+    "try again in a minute; if it stays so, tell an admin to look at secure-slurm's decision daemon")
+end
+
+-- Obeying ---------------------------------------------------------------------------------------------------------
+
+local function apply(answer, job)
+  local values = {}
+  for key, value in pairs(answer) do
+    local name = string.match(key, "^set%.(.+)$")
+    if name then
+      local kind = SETTABLE[name]
+      if kind == "number" then
+        value = string.match(value, "^%d+$") and tonumber(value)
+      end
+      if not kind or not value then
+        error("the answer sets " .. name .. ", which it may not")
+      end
+      values[name] = value
+    end
+  end
+  for name, value in pairs(values) do
+    job[name] = value
+    -- an unknown field is ignored by Slurm with a line in its log only
+    if job[name] ~= value then
+      error("slurmctld did not take " .. name)
+    end
+  end
+end
+
+local function obey(answer, job)
+  if answer.verdict == "allow" then
+    apply(answer, job)
+    if answer.message and answer.message ~= "" then
+      tell("secure-slurm: " .. answer.message)
+    end
+    return SUCCESS
+  end
+  if answer.verdict == "refuse" then
+    return refuse(answer.rule or "unknown", answer.message or "the job was refused", answer.advice)
+  end
+  return refuse("engine.no-verdict", "the decision daemon did not say yes, so the job was refused",
+    "tell an admin: secure-slurm's decision daemon answered without a verdict")
+end
+
+-- Runs `body` so that nothing but the number SUCCESS, returned on purpose, can accept.
+local function guarded(body, ...)
+  local ok, result = pcall(body, ...)
+  if ok and result == SUCCESS then
+    return SUCCESS
+  end
+  if not ok then
+    close()
+    log(slurm.log_error, result)
+    pcall(refuse, "engine.error", "the submission filter failed, so the job was refused",
+      "tell an admin: slurmctld's log has the details")
+  end
+  return ERROR
+end
+
+local function submit(job, part_list, submit_uid)
+  refresh_config()
+  local fields = { verb = "submit", submit_uid = number(submit_uid) }
+  collect_job(fields, job)
+  local script = job.script
+  if type(script) == "string" then
+    collect_script(fields, script)
+  end
+  collect_environment(fields, job)
+  local demanding = collect_partitions(fields, part_list)
+  local answer, problem = ask(fields)
+  if not answer then
+    return unanswered(problem, submit_trace(fields, demanding), "submission")
+  end
+  return obey(answer, job)
+end
+
+local function modify(job, record, part_list, modify_uid)
+  refresh_config()
+  local fields = { verb = "modify", modify_uid = number(modify_uid) }
+  collect_job(fields, job)
+  for _, name in ipairs(RECORD) do
+    put_any(fields, "rec." .. name, record[name])
+  end
+  collect_partitions(fields, part_list)
+  local answer, problem = ask(fields)
+  if not answer then
+    return unanswered(problem, modify_trace(fields), "modification")
+  end
+  return obey(answer, job)
+end
+
+function slurm_job_submit(job_desc, part_list, submit_uid)
+  return guarded(submit, job_desc, part_list, submit_uid)
+end
+
+function slurm_job_modify(job_desc, job_rec, part_list, modify_uid)
+  return guarded(modify, job_desc, job_rec, part_list, modify_uid)
+end
+
+return SUCCESS
