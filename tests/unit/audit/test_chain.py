@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from audit import chain as chain_module
-from audit.chain import ZERO_HASH, AuditError, Chain, line_hash
+from audit import store
+from audit.chain import AuditError, Chain
+from audit.line import ZERO_HASH, line_hash
 
 
 def lines(folder: Path, name: str = "n1-node.jsonl") -> list[dict[str, object]]:
@@ -119,7 +120,7 @@ def test_a_lock_that_is_never_released_is_an_audit_error(
     folder: Path, chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain.append("daemon.start", durable=True)
-    monkeypatch.setattr(chain_module, "LOCK_DEADLINE", 0.0)
+    monkeypatch.setattr(store, "LOCK_DEADLINE", 0.0)
     with (folder / "n1-node.jsonl").open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(AuditError, match="holds its lock"):
