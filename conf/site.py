@@ -1,0 +1,161 @@
+"""``secure-slurm.yaml``: where everything is on this cluster. Paths are absolute and plain ``str``, times are seconds.
+
+A section that is left out has the values shown here; ``cluster``, ``vault`` and ``ldap`` have no default that could be
+right. Source of the limits: the comments at the checks in :func:`conf.checks.check_site`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+
+from conf import forms
+from conf.load import load
+from conf.slurmnames import for_node
+
+DEFAULT_PATH = "/etc/secure-slurm/secure-slurm.yaml"
+
+
+@attrs.frozen(kw_only=True)
+class Cluster:
+    """The Slurm cluster. ``head_nodes``: every SlurmctldHost, the primary first."""
+
+    name: forms.ClusterName
+    head_nodes: tuple[forms.NodeName, ...]
+    slurm_bin: forms.Path = "/usr/bin"
+    slurm_user: forms.UserName = "slurm"
+
+
+@attrs.frozen(kw_only=True)
+class Controller:
+    """job_submit and the decision daemon. ``deadline``: seconds for the exchange, while slurmctld waits."""
+
+    socket: forms.Path = "/run/secure-slurm/decision/decide.sock"
+    deadline: forms.Duration = 0.2
+    untagged_when_down: Literal["refuse", "allow"] = "refuse"
+    record_key: forms.Path = "/etc/secure-slurm/record.key"
+
+
+@attrs.frozen(kw_only=True)
+class Lifecycle:
+    """The lifecycle daemon. ``start_deadline``: seconds that PrologSlurmctld may wait for keys and grants."""
+
+    socket: forms.Path = "/run/secure-slurm/lifecycle/lifecycle.sock"
+    start_deadline: forms.Duration = 60.0
+    state_dir: forms.Path = "/var/lib/secure-slurm/lifecycle"
+
+
+@attrs.frozen(kw_only=True)
+class Node:
+    """A compute node. ``%n`` in a path is the node's Slurm name; ``prolog_deadline``: seconds, below 60."""
+
+    run_dir: forms.NodePath = "/run/secure-slurm/node-%n"
+    place_file: forms.Path = "/etc/secure-slurm/place"
+    prolog_deadline: forms.Duration = 45.0
+
+
+@attrs.frozen(kw_only=True)
+class VaultHead:
+    """How the lifecycle daemon logs in: AppRole, both halves in files of their own."""
+
+    approle_mount: forms.Mount = "approle"
+    role_id_file: forms.Path = "/etc/secure-slurm/vault-role-id"
+    secret_id_file: forms.Path = "/etc/secure-slurm/vault-secret-id"  # noqa: S105 - a path
+
+
+@attrs.frozen(kw_only=True)
+class VaultNode:
+    """How a node daemon logs in: a TLS certificate that names the node."""
+
+    cert_mount: forms.Mount = "cert"
+    cert_role: forms.VaultRole = "secure-slurm-node"
+    certificate: forms.NodePath = "/etc/secure-slurm/node-%n.crt"
+    private_key: forms.NodePath = "/etc/secure-slurm/node-%n.key"
+
+
+@attrs.frozen(kw_only=True)
+class Vault:
+    """Vault or OpenBao. ``timeout``: seconds for one request."""
+
+    address: forms.HttpsUrl
+    ca_file: forms.Path
+    transit_mount: forms.Mount = "secure-slurm-transit"
+    grants_mount: forms.Mount = "secure-slurm-grants"
+    timeout: forms.Duration = 5.0
+    head: VaultHead = VaultHead()
+    node: VaultNode = VaultNode()
+
+
+def _user_attribute(ldap: Ldap) -> str:
+    return "sAMAccountName" if ldap.flavour == "active-directory" else "uid"
+
+
+@attrs.frozen(kw_only=True)
+class Ldap:
+    """The directory. ``refresh``: seconds between readings; older than ``max_age``, the members count as unknown."""
+
+    flavour: Literal["openldap", "active-directory"]
+    uris: tuple[forms.LdapsUrl, ...]
+    ca_file: forms.Path
+    bind_dn: forms.DistinguishedName
+    bind_password_file: forms.Path
+    base: forms.DistinguishedName
+    user_attribute: forms.LdapAttribute = attrs.Factory(_user_attribute, takes_self=True)
+    refresh: forms.Duration = 30.0
+    max_age: forms.Duration = 600.0
+    snapshot: forms.Path = "/run/secure-slurm/snapshot/members.json"
+
+
+@attrs.frozen(kw_only=True)
+class Scratch:
+    """Encrypted scratch on a node. ``file`` needs ``directory``, ``lvm`` ``volume_group``, ``block`` ``device``.
+
+    ``overcommit``: back it with a sparse file, which may fill up under a job that was promised the space.
+    """
+
+    backing: Literal["file", "lvm", "block"] = "file"
+    directory: forms.OptionalPath = "/var/lib/secure-slurm/scratch"
+    overcommit: bool = False
+    volume_group: forms.VolumeGroup = ""
+    device: forms.OptionalPath = ""
+    mount_root: forms.Path = "/secure-scratch"
+    filesystem: Literal["ext4", "xfs"] = "ext4"
+
+
+@attrs.frozen(kw_only=True)
+class Audit:
+    """Where the audit chains are written."""
+
+    directory: forms.Path = "/var/log/secure-slurm"
+
+
+@attrs.frozen(kw_only=True)
+class Site:
+    """The whole file; ``sha256`` (hex) is of its bytes."""
+
+    version: Literal[1]
+    cluster: Cluster
+    vault: Vault
+    ldap: Ldap
+    controller: Controller = Controller()
+    lifecycle: Lifecycle = Lifecycle()
+    node: Node = Node()
+    scratch: Scratch = Scratch()
+    audit: Audit = Audit()
+    sha256: str = attrs.field(default="", metadata={"in_file": False})
+
+
+def load_site(path: str = DEFAULT_PATH, *, owner: int | None = None) -> Site:
+    """The checked site file.
+
+    Raises ConfigError with every mistake in it, one a line. ``owner``: the one uid besides root that may own the file
+    (default: who runs this).
+    """
+    from conf.checks import check_site  # noqa: PLC0415 - only who loads needs it
+
+    site, digest = load(path, Site, check_site, owner=owner)
+    return attrs.evolve(site, sha256=digest)
+
+
+__all__ = ["DEFAULT_PATH", "Site", "for_node", "load_site"]
