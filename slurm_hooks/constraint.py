@@ -1,0 +1,67 @@
+"""Forcing a node feature into a user's constraint, so that no reading of the result leaves the feature out.
+
+Slurm reads ``--constraint`` strictly from left to right, without precedence (slurmctld, job_scheduler.c): behind any
+chain of ``&``, ``,`` (also AND) and ``|`` a final ``&eu`` binds the whole, while in front of ``a|b`` it binds ``a``
+only. Counts (``a*2``) are per group of nodes and escape a final ``&eu`` in every version measured. So the feature is
+always appended, and what it could not bind for certain is refused: sound and simple before complete.
+"""
+
+from __future__ import annotations
+
+import re
+
+from conf.errors import Refused
+from conf.quote import quote
+
+RULE = "residency.constraint"
+# slurmctld refuses longer ones (job_mgr.c, _test_job_desc_fields)
+MAX_LENGTH = 1024
+
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.:=+-]*"
+_GROUP = rf"\({_NAME}(?:[&|,]{_NAME})*\)"
+_OPERAND = rf"(?:{_NAME}|{_GROUP})"
+_CHAIN = re.compile(rf"{_OPERAND}(?:[&|,]{_OPERAND})*", re.ASCII)
+_EITHER = re.compile(rf"\[{_NAME}(?:\|{_NAME})*\]", re.ASCII)
+_NAMES = re.compile(_NAME, re.ASCII)
+
+
+def force(expression: str | None, feature: str) -> str:
+    """``expression`` with ``&feature`` behind it; the feature alone when there is none; unchanged when already there.
+
+    Refuses (Refused ``residency.constraint``) counts, nested groups, ``[..]`` with anything but ``|`` between names or
+    beside another term, characters outside a feature's charset, and a result that Slurm would find too long.
+    """
+    if not expression:
+        return feature
+    check(expression)
+    # nothing behind it and a top-level AND before it: the final term already binds the whole
+    if expression == feature or expression.endswith((f"&{feature}", f",{feature}")):
+        return expression
+    forced = f"{expression}&{feature}"
+    if len(forced) > MAX_LENGTH:
+        raise Refused(RULE, f"the constraint is longer than {MAX_LENGTH} characters", advice="shorten --constraint")
+    return forced
+
+
+def check(expression: str) -> None:
+    """Refuse (Refused ``residency.constraint``) an expression that a feature cannot be forced into."""
+    if len(expression) > MAX_LENGTH:
+        raise Refused(RULE, f"the constraint is longer than {MAX_LENGTH} characters", advice="shorten --constraint")
+    if _CHAIN.fullmatch(expression) or _EITHER.fullmatch(expression):
+        return
+    if "*" in expression:
+        raise Refused(
+            RULE,
+            f"the constraint {quote(expression)} counts nodes, and a count would let some of them be elsewhere",
+            advice="say the number with --nodes=N, and join plain features with '&' or '|' in --constraint",
+        )
+    raise Refused(
+        RULE,
+        f"the job's place cannot be forced into the constraint {quote(expression)}",
+        advice="join plain features with '&' or '|', at most one level of ( ), or use [a|b] alone",
+    )
+
+
+def names(expression: str | None) -> frozenset[str]:
+    """Every feature that an expression names, whatever its form."""
+    return frozenset(_NAMES.findall(expression or ""))
