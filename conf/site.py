@@ -45,6 +45,11 @@ class Lifecycle:
     start_deadline: forms.Duration = 60.0
     state_dir: forms.Path = "/var/lib/secure-slurm/lifecycle"
 
+    @property
+    def ended_dir(self) -> str:
+        """Where EpilogSlurmctld leaves a note of every ended job."""
+        return f"{self.state_dir}/ended"
+
 
 @attrs.frozen(kw_only=True)
 class Node:
