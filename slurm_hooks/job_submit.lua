@@ -10,6 +10,7 @@
 local CONFIG = "/etc/secure-slurm/job_submit.conf.lua"
 
 local VALUE_LIMIT = 8192 -- bytes of one field; longer ones are cut, and flagged
+local NODES_LIMIT = 131072 -- bytes of the node lists, which the admin writes
 local LINES_LIMIT = 64 -- #SECURE lines of a script
 local BODY_LIMIT = 1024 * 1024
 local HEADER_LIMIT = 12 -- "SS1 1048576\n"
@@ -31,7 +32,7 @@ local NO_VAL16, NO_VAL, NO_VAL64 = 65534, 4294967294, 18446744073709551614
 local NUMBERS = {
   [NO_VAL16] = {
     "contiguous", "core_spec", "cores_per_socket", "cpus_per_task", "mail_type", "ntasks_per_core", "ntasks_per_node",
-    "ntasks_per_socket", "ntasks_per_tres", "pn_min_cpus", "reboot", "requeue", "shared", "sockets_per_node",
+    "ntasks_per_socket", "pn_min_cpus", "reboot", "requeue", "shared", "sockets_per_node",
     "thread_spec", "threads_per_core",
   },
   [NO_VAL] = {
@@ -42,7 +43,8 @@ local NUMBERS = {
   [NO_VAL64] = { "min_mem_per_cpu", "min_mem_per_node" },
 }
 -- Numbers for which zero means "unset" too, or in some versions instead.
-local NUMBERS_NOT_ZERO = { "argc", "begin_time", "end_time", "immediate", "ntasks_per_board", "segment_size" }
+local NUMBERS_NOT_ZERO = { "argc", "begin_time", "end_time", "immediate", "ntasks_per_board", "ntasks_per_tres",
+  "segment_size" }
 local BOOLEANS = { "cron_job" }
 local ENVIRONMENT = { "SECURE_CLASS", "SECURE_RESIDENCY", "SECURE_SCRATCH_SIZE" }
 -- What is sent of a stored job, as rec.<name>.
@@ -318,9 +320,10 @@ end
 
 -- Collecting ------------------------------------------------------------------------------------------------------
 
-local function put(fields, name, value)
-  if #value > VALUE_LIMIT then
-    value = string.sub(value, 1, VALUE_LIMIT)
+local function put(fields, name, value, limit)
+  limit = limit or VALUE_LIMIT
+  if #value > limit then
+    value = string.sub(value, 1, limit)
     fields[name .. ".cut"] = "1"
   end
   fields[name] = value
@@ -433,7 +436,9 @@ local function collect_partitions(fields, part_list)
       lines[#lines + 1] = name .. "=" .. nodes
     end
   end
-  put(fields, "demand_nodes", table.concat(lines, "\n"))
+  if #lines > 0 then
+    put(fields, "demand_nodes", table.concat(lines, "\n"), NODES_LIMIT)
+  end
   return demanding
 end
 

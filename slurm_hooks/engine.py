@@ -1,0 +1,219 @@
+"""The decision itself: a request's fields in, an answer's fields out. No file, no clock but the record's, no network.
+
+Whatever is not a clear yes is a no: a request that cannot be read, a step that raises, a chain without a verdict.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import attrs
+
+from conf.errors import Refused
+from conf.tag import Tag, mentions_tag
+from keys.secret import Secret
+from slurm_hooks import record
+from slurm_hooks.filters import chain, change
+from slurm_hooks.filters.job import SubmitJob, from_fields, partitions
+from slurm_hooks.filters.judge_place import clean_strings
+from slurm_hooks.filters.verdict import Context, Deny
+
+LOG = logging.getLogger(__name__)
+
+POLICY_DIGITS = 16
+_ERROR = Deny("engine.error", "the decision failed, so the job is refused", "tell an admin: the daemon's log says why")
+
+
+class Signer(NamedTuple):
+    """What a decision record is made with. ``privileged``: the uids (root, SlurmUser) that may add a reason to it."""
+
+    cluster: str
+    key: Secret
+    privileged: frozenset[int]
+
+
+@attrs.frozen(kw_only=True)
+class Decision:
+    """What was decided, and what the trail says of it. ``uid`` is the job's owner; ``changes`` is told to Slurm."""
+
+    allowed: bool
+    rule: str
+    verb: str
+    uid: int
+    actor: int
+    message: str = ""
+    advice: str = ""
+    changes: Mapping[str, str] = attrs.field(factory=dict)
+    tag: Tag | None = None
+    partition: str = ""
+    policy: str = ""
+    nonce: str = ""
+    job: int | None = None
+
+    def answer(self) -> dict[str, bytes | str]:
+        """The fields of the answer."""
+        if not self.allowed:
+            return {"verdict": "refuse", "rule": self.rule, "message": self.message, "advice": self.advice}
+        values = {f"set.{name}": value.encode("utf-8", "surrogateescape") for name, value in self.changes.items()}
+        return {"verdict": "allow", "rule": self.rule, **values}
+
+    def refused(self, rule: str, message: str, advice: str) -> Decision:
+        """The same decision, turned into a refusal after the fact."""
+        return attrs.evolve(self, allowed=False, rule=rule, message=message, advice=advice, changes={}, nonce="")
+
+
+def decide_submit(fields: Mapping[str, bytes], context: Context, signer: Signer) -> Decision:
+    """The decision about a new job. Never raises."""
+    uid = _uid(fields, "user_id", "submit_uid")
+    actor = _uid(fields, "submit_uid")
+    try:
+        return _submit(fields, context, signer, Decision(allowed=False, rule="", verb="submit", uid=uid, actor=actor))
+    except Exception:
+        LOG.exception("deciding about a submission of uid %d failed", uid)
+        return Decision(allowed=False, verb="submit", uid=uid, actor=actor, **_ERROR._asdict())
+
+
+def decide_modify(fields: Mapping[str, bytes], context: Context, signer: Signer) -> Decision:
+    """The decision about a change to a stored job. Never raises."""
+    uid = _uid(fields, "rec.user_id", "modify_uid")
+    actor = _uid(fields, "modify_uid")
+    try:
+        blank = Decision(
+            allowed=False, rule="", verb="modify", uid=uid, actor=actor, job=_number(fields.get("rec.job_id"))
+        )
+        return _modify(change.from_fields(fields), context, signer, blank)
+    except Exception:
+        LOG.exception("deciding about a change by uid %d failed", actor)
+        return Decision(allowed=False, verb="modify", uid=uid, actor=actor, **_ERROR._asdict())
+
+
+def _submit(fields: Mapping[str, bytes], context: Context, signer: Signer, blank: Decision) -> Decision:
+    asked = from_fields(fields)
+    blank = attrs.evolve(blank, partition=_shown(asked.partitions), policy=context.policy.hash[:POLICY_DIGITS])
+    job = chain.mutate_job(asked, context)
+    if isinstance(job, Deny):
+        return _denied(blank, job)
+    blank = attrs.evolve(blank, tag=job.tag)
+    verdict = chain.judge_job(job, context, chain.SUBMIT_JUDGES)
+    if isinstance(verdict, Deny):
+        return _denied(blank, verdict)
+    if job.tag is None:
+        return attrs.evolve(blank, allowed=True, rule="allow.untagged")
+    signed = _record(job, job.tag, context, signer)
+    given = job.string("admin_comment")
+    text = record.sign(signed, signer.key) + (f"{record.SEPARATOR}{given}" if given else "")
+    return attrs.evolve(
+        blank, allowed=True, rule="allow.tagged", changes={**job.changes, "admin_comment": text}, nonce=signed.nonce
+    )
+
+
+def _record(job: SubmitJob, tag: Tag, context: Context, signer: Signer) -> record.Record:
+    if job.user_id is None or job.user_name is None:
+        raise LookupError("judge_who lets no unknown user pass")
+    return record.Record(
+        cluster=signer.cluster,
+        uid=job.user_id,
+        user=job.user_name,
+        klass=tag.klass,
+        residency=tag.residency,
+        scratch=tag.scratch,
+        policy=context.policy.hash[:POLICY_DIGITS],
+        nonce=record.new_nonce(),
+        time=record.now(),
+    )
+
+
+def _modify(asked: change.Change, context: Context, signer: Signer, blank: Decision) -> Decision:
+    blank = attrs.evolve(
+        blank,
+        partition=asked.asked_text("partition") or asked.stored_text("partition") or "",
+        policy=context.policy.hash[:POLICY_DIGITS],
+    )
+    try:
+        kept = _kept_record(asked, signer)
+    except Refused as error:
+        return _denied(blank, Deny(error.rule, str(error), error.advice))
+    if kept is None:
+        verdict = change.untagged(asked, context)
+        if isinstance(verdict, Deny):
+            return _denied(blank, verdict)
+        return attrs.evolve(blank, allowed=True, rule="allow.untagged")
+    tag = Tag(kept.klass, kept.residency, kept.scratch)
+    blank = attrs.evolve(blank, tag=tag, nonce=kept.nonce)
+    verdict = change.tagged(asked, tag, signer.privileged)
+    if isinstance(verdict, Deny):
+        return _denied(blank, verdict)
+    return _merged(asked, kept, context, attrs.evolve(blank, allowed=True, rule="allow.tagged"))
+
+
+def _kept_record(asked: change.Change, signer: Signer) -> record.Record | None:
+    """The job's verified record; None for a job that never had a tag. Refuses a job that is neither."""
+    text = asked.stored_text("admin_comment") or ""
+    extra = asked.stored_text("extra")
+    if not record.looks_like(text) and not mentions_tag(extra):
+        return None
+    advice = "it can be cancelled, and submitted again with secure-sbatch"
+    try:
+        kept = record.verify(text, signer.key)
+    except Refused as error:
+        raise Refused(error.rule, f"{error}, so nothing about it can be changed", advice=advice) from None
+    tag = Tag(kept.klass, kept.residency, kept.scratch)
+    if kept.uid != asked.owner or kept.cluster != signer.cluster or extra != tag.to_extra():
+        raise Refused(
+            "record.mismatch",
+            "the job and its decision record differ, so nothing about it can be changed",
+            advice=advice,
+        )
+    return kept
+
+
+def _merged(asked: change.Change, kept: record.Record, context: Context, allowed: Decision) -> Decision:
+    """Judge the job as it would be: what is stored, with what is asked over it."""
+    texts = change.texts(asked)
+    job = SubmitJob(
+        submit_uid=kept.uid,
+        user_id=kept.uid,
+        user_name=kept.user,
+        strings=texts,
+        partitions=partitions(asked.asked_text("partition") or asked.stored_text("partition")),
+        cut=asked.cut & asked.asked.keys(),
+        tag=allowed.tag,
+    )
+    if not change.moves(asked):
+        verdict = clean_strings(_without_record(job), context)
+        return _denied(allowed, verdict) if isinstance(verdict, Deny) else allowed
+    forced = chain.force_place(job, context, asked.stored_text("features"))
+    if isinstance(forced, Deny):
+        return _denied(allowed, forced)
+    verdict = chain.judge_job(_without_record(forced), context, chain.MODIFY_JUDGES)
+    if isinstance(verdict, Deny):
+        return _denied(allowed, verdict)
+    return attrs.evolve(allowed, changes=forced.changes)
+
+
+def _without_record(job: SubmitJob) -> SubmitJob:
+    # its record part was compared byte by byte, its free text was checked with it
+    return attrs.evolve(job, strings={name: text for name, text in job.strings.items() if name != "admin_comment"})
+
+
+def _denied(decision: Decision, verdict: Deny) -> Decision:
+    return decision.refused(verdict.rule, verdict.message, verdict.advice)
+
+
+def _shown(names: tuple[str, ...]) -> str:
+    return ",".join(names)
+
+
+def _uid(fields: Mapping[str, bytes], *names: str) -> int:
+    """The first of the fields that is a uid, for the trail; the value of ``nobody`` when there is none."""
+    for name in names:
+        value = _number(fields.get(name))
+        if value is not None and value < 2**32:
+            return value
+    return 65534
+
+
+def _number(value: bytes | None) -> int | None:
+    return int(value) if value is not None and value.isdigit() and len(value) <= 10 else None

@@ -1,0 +1,94 @@
+"""Whether a tagged job would stay where it must: residency, partitions, and the ways out of this cluster."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from conf.quote import quote
+from slurm_hooks.filters.job import SubmitJob
+from slurm_hooks.filters.verdict import ALLOW, Context, Deny, Verdict
+
+# Cc control, Cs lone surrogates (bytes that were not UTF-8), Cf format (bidirectional overrides), Zl/Zp line ends
+_NOT_PRINTED = frozenset({"Cc", "Cs", "Cf", "Zl", "Zp"})
+
+
+def residency(job: SubmitJob, context: Context) -> Verdict:
+    """``residency.required``, ``residency.unknown``: the class may demand that the tag says where."""
+    if job.tag is None:
+        return ALLOW
+    data_class = context.policy.data_class(job.tag.klass)
+    known = ", ".join(sorted(context.policy.jurisdictions))
+    if job.tag.residency is None:
+        if data_class is None or data_class.residency == "required":
+            return Deny(
+                "residency.required",
+                f"class {quote(job.tag.klass)} must say where its data stays",
+                f"add --secure-residency with one of: {known}",
+            )
+        return ALLOW
+    if job.tag.residency not in context.policy.jurisdictions:
+        return Deny(
+            "residency.unknown", f"this cluster has no jurisdiction {quote(job.tag.residency)}", f"use one of: {known}"
+        )
+    return ALLOW
+
+
+def partition(job: SubmitJob, context: Context) -> Verdict:
+    """``residency.partition``: no partition of another jurisdiction, nor one of several."""
+    if job.tag is None or job.tag.residency is None:
+        return ALLOW
+    for name in job.partitions:
+        place = context.policy.partition(name).jurisdiction
+        if place is not None and place != job.tag.residency:
+            return Deny(
+                "residency.partition",
+                f"partition {quote(name)} is in {quote(place)}, the job's residency is {quote(job.tag.residency)}",
+                "choose a partition of the job's jurisdiction",
+            )
+    return ALLOW
+
+
+def routes(job: SubmitJob, _context: Context) -> Verdict:
+    """``route.*``: ways by which a job would escape what was decided about it."""
+    if job.tag is None:
+        return ALLOW
+    if "expand" in (job.string("dependency") or "").lower():
+        return Deny(
+            "route.dependency-expand",
+            "a job that carries a tag cannot expand another one: it would get nodes without keys",
+            "submit it as a job of its own, without --dependency=expand",
+        )
+    if job.string("clusters"):
+        return Deny(
+            "route.clusters",
+            "a job that carries a tag is not sent to other clusters",
+            "submit it on the cluster where it is to run, without --clusters",
+        )
+    if job.cron:
+        return Deny("route.cron", "a scrontab job cannot carry a tag", "submit it with secure-sbatch --begin=...")
+    if job.het_offset is not None:
+        return Deny(
+            "route.het",
+            "a heterogeneous job cannot carry a tag",
+            "submit its components as jobs of their own",
+        )
+    return ALLOW
+
+
+def clean_strings(job: SubmitJob, _context: Context) -> Verdict:
+    """``input.too-long``, ``input.control-characters``: a tagged job's texts reach root's hooks and admins' screens."""
+    if job.tag is None:
+        return ALLOW
+    if job.cut:
+        name = min(job.cut)
+        return Deny("input.too-long", f"the job's {name} is longer than 8 KB", "shorten it")
+    for name, value in job.strings.items():
+        if not value.isascii() or not value.isprintable():
+            found = next((char for char in value if unicodedata.category(char) in _NOT_PRINTED), None)
+            if found is not None:
+                return Deny(
+                    "input.control-characters",
+                    f"the job's {name} has the character {found!a}, which a job that carries a tag may not use",
+                    "remove control characters, line breaks and bytes that are not UTF-8",
+                )
+    return ALLOW

@@ -1,0 +1,143 @@
+"""Whether a job carries the tag that it must, and as strong a one as it must."""
+
+from __future__ import annotations
+
+from conf.errors import UsageError
+from conf.quote import quote
+from conf.tag import Tag
+from conf.units import format_size
+from slurm_hooks import record
+from slurm_hooks.filters import asked
+from slurm_hooks.filters.job import SubmitJob
+from slurm_hooks.filters.verdict import ALLOW, Context, Deny, Verdict
+from slurm_hooks.hostlist import contains
+
+
+def asked_tag(job: SubmitJob, context: Context) -> Verdict:
+    """``tag.syntax``, ``tag.missing``, ``tag.weaker-than-script``, ``tag.weaker-than-environment``."""
+    if job.script_overflow:
+        return Deny("tag.syntax", "the script has more #SECURE lines than are read", "keep one, at its beginning")
+    try:
+        script = asked.from_script(job.script_lines)
+        environment = asked.from_environment(dict(job.environment))
+    except UsageError as error:
+        return Deny("tag.syntax", str(error), error.advice)
+    if job.tag is None:
+        return _not_asked([*script, *environment])
+    for rule, found in (("tag.weaker-than-script", script), ("tag.weaker-than-environment", environment)):
+        for each in found:
+            short = each.weaker(job.tag, context.policy)
+            if short is not None:
+                advice = "the command line may strengthen it, never weaken it: correct one of the two"
+                return Deny(rule, f"{each.source} asks for {short}", advice)
+    return ALLOW
+
+
+def _not_asked(found: list[asked.Asked]) -> Verdict:
+    if not found:
+        return ALLOW
+    return Deny(
+        "tag.missing",
+        f"{found[0].source} asks for protection, but the job carries no tag",
+        "submit it with secure-sbatch instead of sbatch, with the same options",
+    )
+
+
+def demanded_tag(job: SubmitJob, context: Context) -> Verdict:
+    """``tag.missing``: some partitions take tagged jobs only."""
+    demanding = context.policy.demanding_partitions()
+    if job.tag is not None or not demanding:
+        return ALLOW
+    if not job.partitions:
+        return Deny(
+            "tag.missing",
+            "the job names no partition, and the default one is not known",
+            "name one with --partition",
+        )
+    wanted = [name for name in job.partitions if name in demanding]
+    if not wanted:
+        return ALLOW
+    return Deny(
+        "tag.missing",
+        f"partition {quote(wanted[0])} takes only jobs that carry a tag",
+        "submit it with secure-sbatch --secure-class=..., or to another partition",
+    )
+
+
+def inherited_tag(job: SubmitJob, context: Context) -> Verdict:
+    """``tag.inherit``: what is submitted from a node where protected data is mounted must be tagged, and stay there."""
+    if job.alloc_node is None:
+        return ALLOW
+    for partition, nodes in job.demand_nodes.items():
+        try:
+            inside = _is_among(job.alloc_node, nodes)
+        except UsageError:
+            inside = True
+        if inside:
+            verdict = _inherits(job.tag, partition, context)
+            if verdict is not ALLOW:
+                return verdict
+    return ALLOW
+
+
+def _inherits(tag: Tag | None, partition: str, context: Context) -> Verdict:
+    if tag is None:
+        return Deny(
+            "tag.inherit",
+            f"the job was submitted from a node of partition {quote(partition)}, where every job carries a tag",
+            "submit it with secure-sbatch and the tag of the job that you are in, or from a login node",
+        )
+    place = context.policy.partition(partition).jurisdiction
+    if place is not None and tag.residency != place:
+        return Deny(
+            "tag.inherit",
+            f"the job was submitted from a node of partition {quote(partition)}, whose data stays in {quote(place)}",
+            f"submit it with residency {quote(place)}, or from a login node",
+        )
+    return ALLOW
+
+
+def _is_among(host: str, nodes: str) -> bool:
+    if nodes.lower() == "all":
+        return True
+    return contains(nodes, host) or contains(nodes, host.partition(".")[0])
+
+
+def scratch(job: SubmitJob, context: Context) -> Verdict:
+    """``scratch.required``, ``scratch.too-large``: what the class says of encrypted scratch."""
+    data_class = None if job.tag is None else context.policy.data_class(job.tag.klass)
+    if job.tag is None or data_class is None:
+        return ALLOW if job.tag is None else Deny("class.unknown", "this cluster has no such data class")
+    if job.tag.scratch is None:
+        if data_class.scratch == "required":
+            return Deny(
+                "scratch.required",
+                f"class {quote(data_class.name)} needs encrypted scratch, and the tag names no size",
+                "add a size, for example --secure-scratch=10G",
+            )
+        return ALLOW
+    if data_class.max_scratch is None:
+        return Deny(
+            "scratch.too-large",
+            f"jobs of class {quote(data_class.name)} get no encrypted scratch on this cluster",
+            "leave the scratch size out",
+        )
+    if job.tag.scratch > data_class.max_scratch:
+        most = format_size(data_class.max_scratch)
+        return Deny(
+            "scratch.too-large",
+            f"{format_size(job.tag.scratch)} of scratch is more than class {quote(data_class.name)} may have",
+            f"ask for {most} or less",
+        )
+    return ALLOW
+
+
+def foreign_record(job: SubmitJob, _context: Context) -> Verdict:
+    """``record.foreign``: only this daemon writes decision records."""
+    if record.looks_like(job.string("admin_comment")):
+        return Deny(
+            "record.foreign",
+            "the job's admin comment looks like a decision record, which only secure-slurm may write",
+            "leave --admin-comment out",
+        )
+    return ALLOW

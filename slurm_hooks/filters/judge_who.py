@@ -1,0 +1,100 @@
+"""Whether this user may do this: identity, and the roles that LDAP groups give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from conf.policy import Policy, Role
+from conf.quote import quote
+from slurm_hooks import record
+from slurm_hooks.filters.job import SubmitJob
+from slurm_hooks.filters.verdict import ALLOW, Context, Deny, Verdict
+from slurm_hooks.snapshot import Snapshot
+
+
+def own_job(job: SubmitJob, _context: Context) -> Verdict:
+    """``identity.submit-uid``: nobody, not even root, submits a tagged job in another's name."""
+    if job.tag is not None and job.user_id != job.submit_uid:
+        return Deny(
+            "identity.submit-uid",
+            "a job that carries a tag must be submitted by its owner",
+            "submit it as the user who is to own it, without --uid",
+        )
+    return ALLOW
+
+
+def known_user(job: SubmitJob, _context: Context) -> Verdict:
+    """``rbac.user``: without a plain user name nobody can be found in a group."""
+    if job.tag is not None and not record.safe_user(job.user_name):
+        return Deny(
+            "rbac.user",
+            "the controller does not know this user's name, or it has characters that are not accepted",
+            "tell an admin: the head node must resolve your uid to a name of letters, digits and . _ @ -",
+        )
+    return ALLOW
+
+
+def role(job: SubmitJob, context: Context) -> Verdict:
+    """``rbac.snapshot``, ``rbac.role``, ``role.partition``: some role covers class, place and partition."""
+    if job.tag is None:
+        return ALLOW
+    if context.members is None:
+        return Deny("rbac.snapshot", context.members_problem, context.members_advice)
+    policy = context.policy
+    places = _places(job, policy)
+    fitting = {name: each for name, each in policy.roles.items() if _covers(each, job.tag.klass, places)}
+    groups = context.members.groups_of(job.user_name or "")
+    held = {name: each for name, each in fitting.items() if groups.intersection(each.groups)}
+    if not held:
+        return _no_role(job.tag.klass, places, fitting, context.members)
+    if any(_takes(each, job.partitions) for each in held.values()):
+        return ALLOW
+    known = sorted({name for each in held.values() for name in each.partitions or ()})
+    return Deny(
+        "role.partition",
+        f"your role {_some(held)} does not cover partition {quote(','.join(job.partitions) or 'default')}",
+        f"use --partition={' or '.join(known)}" if known else "ask an admin which partition to use",
+    )
+
+
+def _places(job: SubmitJob, policy: Policy) -> frozenset[str]:
+    """Where the job may run, as far as the policy knows: without a residency, where its partitions are."""
+    if job.tag is not None and job.tag.residency is not None:
+        return frozenset({job.tag.residency})
+    found = (policy.partition(name).jurisdiction for name in job.partitions)
+    return frozenset(name for name in found if name is not None)
+
+
+def _covers(each: Role, klass: str, places: frozenset[str]) -> bool:
+    return klass in each.classes and places <= frozenset(each.jurisdictions)
+
+
+def _takes(each: Role, partitions: tuple[str, ...]) -> bool:
+    if each.partitions is None:
+        return True
+    return bool(partitions) and set(partitions) <= set(each.partitions)
+
+
+def _no_role(klass: str, places: frozenset[str], fitting: dict[str, Role], members: Snapshot) -> Deny:
+    where = f" in {' and '.join(map(quote, sorted(places)))}" if places else ""
+    if not fitting:
+        return Deny(
+            "rbac.role",
+            f"no role on this cluster gives class {quote(klass)}{where}",
+            "ask an admin for a role that does, or change the tag",
+        )
+    names = sorted({_group_name(dn, members) for each in fitting.values() for dn in each.groups})
+    return Deny(
+        "rbac.role",
+        f"class {quote(klass)}{where} needs the role {_some(fitting)}, which you do not have",
+        f"ask for membership in the group {' or '.join(map(quote, names))}; it counts within minutes",
+    )
+
+
+def _group_name(dn: str, members: Snapshot) -> str:
+    group = members.groups.get(dn)
+    return dn if group is None else group.name
+
+
+def _some(names: Iterable[str]) -> str:
+    return " or ".join(map(quote, sorted(names)))
