@@ -87,6 +87,9 @@ def parse(data: bytes) -> Document:
         node = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         return _unreadable([*loader.problems, _broken(error)])
+    except (ValueError, OverflowError):
+        # PyYAML checks neither the number in "\U99999999" nor the one in a %YAML line
+        return _unreadable([*loader.problems, Problem(Mark(1, 1), "not YAML: a number in it is out of range")])
     finally:
         loader.dispose()
     return _Reader(loader.problems).document(node)
