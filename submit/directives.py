@@ -7,6 +7,7 @@ low is an error here: what a script says about its data must not depend on who r
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from conf.errors import UsageError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WORD = "#SECURE"
+_ADVICE = f"write it as in: {WORD} --class=phi --residency=eu --scratch=200M"
 
 
 def read_directives(script: bytes) -> dict[str, str]:
@@ -25,9 +27,8 @@ def read_directives(script: bytes) -> dict[str, str]:
     Raises UsageError with the line number: an unknown or repeated and different option, a line below a command.
     """
     found: dict[str, tuple[str, int]] = {}
-    for number, options in _lines(script):
-        for option in options:
-            key, value = _option(option, number)
+    for number, words in _lines(script):
+        for key, value in _pairs(words, number):
             before = found.setdefault(key, (value, number))
             if before[0] != value:
                 raise UsageError(
@@ -41,32 +42,42 @@ def read_directives(script: bytes) -> dict[str, str]:
 def _lines(script: bytes) -> Iterator[tuple[int, list[str]]]:
     in_head = True
     for number, line in enumerate(script.decode("utf-8", "surrogateescape").split("\n"), 1):
-        words = line.split()
-        if line.startswith(WORD) and words[0] == WORD:
+        if _is_ours(line):
             if not in_head:
                 raise UsageError(
                     f"line {number} of the script is a {WORD} line below the first command",
                     advice="move it up, beside the #SBATCH lines",
                 )
-            yield number, _before_comment(words[1:])
-        elif words and not words[0].startswith("#"):
+            yield number, _words(line.removeprefix(WORD).rstrip("\r"), number)
+        elif line.strip() and not line.lstrip().startswith("#"):
             in_head = False
 
 
-def _before_comment(words: list[str]) -> list[str]:
-    comment = next((index for index, word in enumerate(words) if word.startswith("#")), len(words))
-    return words[:comment]
+def _is_ours(line: str) -> bool:
+    """``#SECURELY`` is a comment; ``#SECURE--class=phi`` is somebody's attempt at a tag, and must not pass for one."""
+    return line.startswith(WORD) and not line[len(WORD) : len(WORD) + 1].isalpha()
 
 
-def _option(option: str, number: int) -> tuple[str, str]:
-    name, equals, value = option.partition("=")
-    key = name.removeprefix("--").removeprefix("secure-")
-    if not name.startswith("--") or key not in KEYS:
-        raise UsageError(
-            f"line {number} of the script: unknown option {quote(name)}"
-            f"{did_you_mean(name, ['--' + each for each in KEYS])}",
-            advice=f"write {WORD} --class=NAME --residency=NAME --scratch=SIZE",
-        )
-    if not equals or not value:
-        raise UsageError(f"line {number} of the script: --{key} has no value", advice=f"write --{key}=VALUE")
-    return key, value
+def _words(rest: str, number: int) -> list[str]:
+    try:
+        words = shlex.split(rest, comments=True) if rest[:1] in {" ", "\t"} else []
+    except ValueError:
+        words = []
+    if not words:
+        raise UsageError(f"line {number} of the script is not understood", advice=_ADVICE)
+    return words
+
+
+def _pairs(words: list[str], number: int) -> Iterator[tuple[str, str]]:
+    left = iter(words)
+    for word in left:
+        name, equals, value = word.partition("=")
+        key = name.removeprefix("--").removeprefix("secure-")
+        if not name.startswith("--") or key not in KEYS:
+            hint = did_you_mean(name, ["--" + each for each in KEYS])
+            raise UsageError(f"line {number} of the script: unknown option {quote(name)}{hint}", advice=_ADVICE)
+        if not equals:
+            value = next(left, "")
+        if not value:
+            raise UsageError(f"line {number} of the script: --{key} has no value", advice=_ADVICE)
+        yield key, value

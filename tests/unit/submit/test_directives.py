@@ -14,7 +14,11 @@ from submit.directives import read_directives
         (b"hostname\n#SECURE --class=phi\n", "line 3 of the script is a #SECURE line below the first command"),
         (b"#SECURE --clas=phi\n", r"line 2 of the script: unknown option '--clas' \(did you mean '--class'\?\)"),
         (b"#SECURE class=phi\n", "unknown option 'class'"),
-        (b"#SECURE --class phi\n", "--class has no value"),
+        (b"#SECURE --class\n", "--class has no value"),
+        (b"#SECURE\n", "line 2 of the script is not understood"),
+        (b"#SECURE # --class=phi\n", "is not understood"),
+        (b"#SECURE--class=phi\n", "is not understood"),
+        (b"#SECURE --class='phi\n", "is not understood"),
         (b"#SECURE --class=\n", "--class has no value"),
         (b"#SECURE --class=phi\n#SECURE --class=open\n", "'phi' in line 2 and --class='open' in line 3"),
         (b"#SECURE --\xff=phi\n", "unknown option"),
@@ -33,7 +37,7 @@ def test_lines_are_read_as_slurm_reads_its_own() -> None:
 #SECURE --class=phi   --secure-residency=eu # and why
   # indented
 #SECURE --scratch=200M
-#SECURE --class=phi
+#SECURE --class "phi"
 #SECURED --class=no
 hostname
 # SECURE --class=open
