@@ -125,10 +125,8 @@ LdapsUrl = Annotated[str, _matching(rf"ldaps://{_HOST}", "an ldaps:// address (l
 Mount = Annotated[str, _matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}(?:/[A-Za-z0-9_-]{1,64}){0,3}", "a Vault mount path")]
 VaultRole = Annotated[str, _matching(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", "the name of a Vault role")]
 # RFC 4514 in outline: the directory itself judges the rest. Control characters were refused while reading.
-DistinguishedName = Annotated[
-    str,
-    _matching(r"[A-Za-z][A-Za-z0-9.-]*=[^,]+(?:,\s*[A-Za-z][A-Za-z0-9.-]*=(?:[^,\\]|\\.)+)*", "a distinguished name"),
-]
+_RDN = r"[A-Za-z][A-Za-z0-9.-]*=(?:[^,\\]|\\.)+"
+DistinguishedName = Annotated[str, _matching(rf"{_RDN}(?:, *{_RDN})*", "a distinguished name such as cn=a,dc=b")]
 LdapAttribute = Annotated[str, _matching(r"[A-Za-z][A-Za-z0-9-]{0,63}", "the name of an LDAP attribute")]
 VolumeGroup = Annotated[
     str, _optional(_matching(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,126}", "the name of a volume group"))

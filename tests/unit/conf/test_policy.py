@@ -121,6 +121,22 @@ def test_a_broken_class_is_not_also_unknown(written: Write, policy_text: str) ->
     assert "classes[1].max_scratch 'x' is not a size" in line
 
 
+QUOTED_GROUP = '"cn=phi-eu,ou=groups,dc=example,dc=org"'
+
+
+@pytest.mark.parametrize(
+    "dn",
+    ["", "phi", "cn=", "cn=a,", "cn=a,b", "=a", "cn=a,,dc=b", "2=x", "cn=a\\", "cn=a\\,b\\", "cn=a,dc=" + "b," * 9999],
+)
+def test_what_is_no_distinguished_name(written: Write, policy_text: str, dn: str) -> None:
+    assert "must be a distinguished name" in mistakes(written(policy_text.replace(QUOTED_GROUP, f"'{dn}'")))[0]
+
+
+@pytest.mark.parametrize("dn", [r"CN=Smith\, John,DC=x", "cn=Gr\u00f6\u00dfe & Co, dc=x", "cn=a+uid=b,dc=x"])
+def test_distinguished_names(written: Write, policy_text: str, dn: str) -> None:
+    assert load_policy(written(policy_text.replace(QUOTED_GROUP, f"'{dn}'"))).groups() == {dn}
+
+
 @pytest.fixture
 def policy(written: Write, policy_text: str) -> Policy:
     return load_policy(written(policy_text))
