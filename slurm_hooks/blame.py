@@ -1,0 +1,65 @@
+"""Keeping a job from starting without draining a node for it.
+
+Slurm drains the node of a Prolog that fails, and requeues the job of a PrologSlurmctld that fails for ever. What is the
+job's fault, or a service's, must do neither (measured on 24.11 and 26.05): ``scontrol requeuehold`` holds a batch job
+with its reason; a job that may not be requeued is cancelled; the hook then *succeeds*. Only when both commands
+fail does the caller fail its hook, which is the last way left to keep the job from running.
+
+Standard library only (root hooks import it under ``python3 -IS``).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from conf.errors import SecureSlurmError
+from keys.process import run
+
+SCONTROL_TIMEOUT = 10.0
+"""Seconds for one Slurm command; three of them fit into the Prolog's budget."""
+REASON_LIMIT = 400
+ANSWER_LIMIT = 4 * 1024 * 1024
+"""Bytes of slurmctld's JSON about one job; a job on 10,000 nodes needs a few hundred thousand."""
+
+_UNSAFE = re.compile(r"[^ -{}~]")
+
+
+def hold(slurm_bin: str, job: int, reason: str) -> str:
+    """Hold ``job``, or cancel it if it cannot be requeued. Returns ``held`` or ``cancelled``.
+
+    The reason goes behind the decision record in AdminComment, where ``secure-slurm why`` finds it. Failing to write
+    the reason stops nothing. Raises SecureSlurmError when the job could neither be held nor cancelled.
+    """
+    _explain(slurm_bin, job, reason)
+    try:
+        run([f"{slurm_bin}/scontrol", "requeuehold", str(job)], timeout=SCONTROL_TIMEOUT)
+    except SecureSlurmError:
+        # --no-requeue and interactive jobs: "Requested operation is presently disabled"
+        run([f"{slurm_bin}/scancel", str(job)], timeout=SCONTROL_TIMEOUT)
+        return "cancelled"
+    return "held"
+
+
+def job_facts(slurm_bin: str, job: int) -> dict[str, object]:
+    """What slurmctld knows of one job, by one query. Raises SecureSlurmError when it does not answer or knows none."""
+    answer = run([f"{slurm_bin}/scontrol", "--json", "show", "job", str(job)], timeout=SCONTROL_TIMEOUT, max_output=ANSWER_LIMIT)
+    try:
+        jobs = json.loads(answer.stdout)["jobs"]
+    except (ValueError, KeyError, TypeError):
+        raise SecureSlurmError(f"slurmctld's answer about job {job} cannot be read") from None
+    found = [entry for entry in jobs if isinstance(entry, dict) and entry.get("job_id") == job]
+    if len(found) != 1:
+        raise SecureSlurmError(f"slurmctld knows {len(found)} jobs with the id {job}, not one")
+    return dict(found[0])
+
+
+def _explain(slurm_bin: str, job: int, reason: str) -> None:
+    text = _UNSAFE.sub("?", reason)[:REASON_LIMIT]
+    try:
+        comment = job_facts(slurm_bin, job).get("admin_comment")
+        record = comment.split(" | ", 1)[0] if isinstance(comment, str) else ""
+        value = f"{record} | {text}" if record else text
+        run([f"{slurm_bin}/scontrol", "update", f"JobId={job}", f"AdminComment={value}"], timeout=SCONTROL_TIMEOUT)
+    except SecureSlurmError:
+        return

@@ -1,0 +1,70 @@
+"""Notes of ended jobs, on disk before anything else happens: SlurmUser writes them, the lifecycle daemon removes them.
+
+One file a job, ``<job>.<random>``, holding its nodes one a line. The folder belongs to the lifecycle daemon and is
+writable by SlurmUser's group; the content is checked like any input. Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+from conf.slurmnames import is_node_name
+
+_NAME = re.compile(r"([1-9][0-9]{0,9})\.[0-9a-f]{16}")
+_LIMIT = 2 * 1024 * 1024
+
+
+class EndedJob(NamedTuple):
+    """A job that Slurm called ended, and the note that says so."""
+
+    job: int
+    nodes: tuple[str, ...]
+    path: str
+
+
+def write(folder: str, job: int, nodes: tuple[str, ...]) -> None:
+    """Leave a note that survives a power cut. Raises OSError when it cannot."""
+    name = f"{job}.{os.urandom(8).hex()}"
+    temporary = f"{folder}/.{name}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(temporary, flags, 0o660), "w") as file:
+        file.write("\n".join(nodes) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(temporary, f"{folder}/{name}")  # noqa: PTH104  pathlib is too heavy for a hook
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(folder: str) -> list[EndedJob]:
+    """The notes there are, oldest job first. What is not a proper note is left alone and not returned."""
+    found = []
+    for name in sorted(os.listdir(folder)):  # noqa: PTH208
+        match = _NAME.fullmatch(name)
+        if match:
+            nodes = _nodes(f"{folder}/{name}")
+            if nodes:
+                found.append(EndedJob(int(match[1]), nodes, f"{folder}/{name}"))
+    return sorted(found)
+
+
+def _nodes(path: str) -> tuple[str, ...]:
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as file:
+            lines = file.read(_LIMIT).split()
+    except (OSError, ValueError):
+        return ()
+    return tuple(lines) if lines and all(is_node_name(line) for line in lines) else ()
+
+
+def remove(note: EndedJob) -> None:
+    """Take a note away, once Vault has confirmed."""
+    try:
+        os.unlink(note.path)  # noqa: PTH108
+    except FileNotFoundError:
+        return

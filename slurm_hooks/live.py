@@ -1,0 +1,79 @@
+"""Policy and group members as a daemon holds them: in memory, swapped in whole when their files change.
+
+A broken new policy leaves the last good one in use, with an error in the log; members have an age limit of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pwd
+import time
+
+from conf.errors import ConfigError, Refused, SecureSlurmError
+from conf.policy import Policy, load_policy
+from slurm_hooks.filters.verdict import Context
+from slurm_hooks.snapshot import SnapshotCache
+
+LOG = logging.getLogger(__name__)
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks at the files."""
+
+
+class Live:
+    """What is in use now. Raises ConfigError at the start when there is no good policy: then nothing is decided."""
+
+    def __init__(self, policy_path: str, members: SnapshotCache) -> None:
+        self._path = policy_path
+        self._members = members
+        self._seen: tuple[int, int, int] | None = None
+        self.policy: Policy = self._load()
+        self._members.poll(time.time())
+
+    def context(self) -> Context:
+        """Policy and members for one request, taken together. Memory only."""
+        try:
+            return Context(self.policy, self._members.current(time.time()))
+        except Refused as error:
+            return Context(self.policy, None, str(error), error.advice)
+
+    def members_age(self) -> str:
+        """In words, for an admin."""
+        now = time.time()
+        try:
+            return f"{self._members.current(now).age(now):.0f} s old"
+        except Refused as error:
+            return str(error)
+
+    def look(self) -> None:
+        """Take over what has changed. Does file I/O: never call it while a request waits."""
+        self._members.poll(time.time())
+        try:
+            if self._stamp() != self._seen:
+                self.policy = self._load()
+                LOG.info("the policy %s is in use", self.policy.hash)
+        except SecureSlurmError as error:
+            LOG.error("the policy in use stays %s: %s", self.policy.hash, error)
+
+    def _load(self) -> Policy:
+        # looked at before it is read: a change in between is then seen the next time
+        self._seen = self._stamp()
+        return load_policy(self._path)
+
+    def _stamp(self) -> tuple[int, int, int]:
+        try:
+            found = os.lstat(self._path)
+        except OSError as error:
+            raise ConfigError(f"{self._path}: {error.strerror}") from None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def account(name: str, what: str) -> pwd.struct_passwd:
+    """A system account that must exist; ConfigError says what it is needed for."""
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        raise ConfigError(
+            f"there is no user {name!r}, who is {what}", advice="create it, or mend the site file"
+        ) from None

@@ -1,0 +1,154 @@
+"""The node daemon: logs in to Vault as this node, reads the grant, hands the data key to the Prolog. Unprivileged.
+
+It cannot mount and needs no capability; the root Prolog asks it over a Unix socket that answers to root alone. What the
+Prolog says of the job is compared with the grant, what the grant says of the place with this node's own place file;
+the data key is asked for only when both agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import socket
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from conf.errors import ConfigError, Refused, SecureSlurmError
+from conf.policy import DEFAULT_PATH as POLICY_PATH
+from conf.policy import Policy, load_policy
+from conf.safefile import read_safely
+from conf.site import DEFAULT_PATH as SITE_PATH
+from conf.site import Site, load_site
+from conf.slurmnames import for_node
+from keys.grant import Grant
+from keys.names import check_node
+from keys.vault_node import VaultNode
+from slurm_hooks import wire
+from slurm_hooks.serve import Answer, Fields, Peer, notify, serve
+
+LOG = logging.getLogger(__name__)
+SOCKET = "node.sock"
+ROOT = frozenset({0})
+THREADS = 8
+"""Prologs served at once; a node rarely starts more jobs than that in the same second."""
+
+
+class NodeDaemon:
+    """What the daemon answers; ``place`` is the jurisdiction of this node, None when its region is in no table."""
+
+    def __init__(self, site: Site, policy: Policy, node: str) -> None:
+        self.site = site
+        self.policy = policy
+        self.node = check_node(node)
+        self._vault = VaultNode.from_site(site.vault, self.node)
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="vault")
+        self._seen: dict[str, float] = {}
+
+    def place(self) -> tuple[str, str]:
+        """This node's region and jurisdiction, read anew each time. Refuses a missing or unknown region."""
+        path = self.site.node.place_file
+        try:
+            region = read_safely(path, limit=256).decode("ascii").strip()
+        except (UnicodeDecodeError, SecureSlurmError) as error:
+            raise ConfigError(
+                f"{path}: this node does not say where it is: {error}",
+                advice="write the region id of this machine into it, as root",
+            ) from None
+        jurisdiction = self.policy.jurisdiction_of_region(region)
+        if jurisdiction is None:
+            raise ConfigError(
+                f"{path}: the region {region!r} belongs to no jurisdiction of the policy",
+                advice="add it to exactly one jurisdiction in policy.yaml, or mend the file",
+            )
+        return region, jurisdiction
+
+    async def open(self, fields: Fields, _peer: Peer) -> Answer:
+        """The verb of the Prolog."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._pool, self._open, fields)
+        except Refused as error:
+            LOG.warning("job %s: [%s] %s", wire.text(fields, "job", "?"), error.rule, error)
+            raise
+
+    def _open(self, fields: Fields) -> Answer:
+        job = wire.text(fields, "job")
+        if wire.text(fields, "node") != self.node:
+            raise Refused("node.other", f"this is the daemon of node {self.node}")
+        found = self._vault.read_grant(job)
+        if found is None:
+            raise Refused(
+                "grant.missing",
+                f"there is no grant for job {job} on node {self.node}",
+                advice="PrologSlurmctld did not run or was refused; its log on the head node says why",
+            )
+        grant = Grant.from_dict(found)
+        grant.matches(
+            job=job,
+            uid=wire.text(fields, "uid"),
+            cluster=wire.text(fields, "cluster"),
+            restarts=wire.text(fields, "restarts"),
+            nodes=wire.text(fields, "nodes").split(","),
+            node=self.node,
+        )
+        region, jurisdiction = self.place()
+        if grant.residency and grant.residency != jurisdiction:
+            raise Refused(
+                "residency.node",
+                f"node {self.node} is in {region} ({jurisdiction}), the job's data must stay in {grant.residency}",
+                advice="the node's feature and its place disagree: an admin must look at both",
+            )
+        if grant.incarnation in self._seen:
+            raise Refused("grant.seen", f"the grant of job {job} was used on this node before")
+        self._seen[grant.incarnation] = time.monotonic()
+        answer: dict[str, bytes | str] = {"verdict": "allow", "place": region}
+        answer |= {f"grant.{name}": value for name, value in grant.to_dict().items()}
+        if grant.scratch != "0":
+            plaintext, wrapped = self._vault.data_key(grant.key)
+            with plaintext:
+                # the copy on its way into the socket is CPython's own and cannot be wiped; it lives for one message
+                answer |= {"plaintext": bytes(plaintext.reveal()), "wrapped": wrapped}
+        return answer
+
+    async def ping(self, _fields: Fields, _peer: Peer) -> Answer:
+        """Whether the daemon lives, and where it thinks it is."""
+        region, jurisdiction = self.place()
+        return {"verdict": "allow", "node": self.node, "region": region, "jurisdiction": jurisdiction}
+
+
+async def run(daemon: NodeDaemon) -> None:
+    """Serve until SIGTERM."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    handlers = {"open": (ROOT, daemon.open), "ping": (ROOT, daemon.ping)}
+    path = f"{for_node(daemon.site.node.run_dir, daemon.node)}/{SOCKET}"
+    # root connects whatever the mode says; nobody else has any business here
+    async with await serve(path, handlers, mode=0o600, group=None, deadline=daemon.site.node.prolog_deadline):
+        LOG.info("node %s: serving %s", daemon.node, path)
+        notify("READY=1")
+        await stop.wait()
+        notify("STOPPING=1")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``secure-slurm-noded``: start the daemon of one node. Exit codes as everywhere (docs/exit-codes.md)."""
+    parser = argparse.ArgumentParser(prog="secure-slurm-noded", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--node", default=socket.gethostname().split(".")[0], help="this node's name in Slurm")
+    parser.add_argument("--config", default=SITE_PATH, help="the site file (default: %(default)s)")
+    parser.add_argument("--policy", default=POLICY_PATH, help="the policy (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        daemon = NodeDaemon(load_site(arguments.config), load_policy(arguments.policy), arguments.node)
+        region, jurisdiction = daemon.place()
+        LOG.info("node %s is in %s (%s)", daemon.node, region, jurisdiction)
+        asyncio.run(run(daemon))
+    except SecureSlurmError as error:
+        LOG.error("%s %s", error, error.advice)
+        return error.exit_code
+    return 0

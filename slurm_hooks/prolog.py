@@ -1,0 +1,179 @@
+"""The node's Prolog: grant, data key, dm-crypt scratch; or a held job, and a node that stays in service.
+
+Runs as root under ``python3 -IS`` in slurmd's namespaces, with the same code for mounting as the Epilog has for
+unmounting. The whole budget is ``node.prolog_deadline``, below Slurm's own limits (MessageTimeout, BatchStartTimeout).
+
+Who is to blame decides how it ends: what is the job's or a service's fault holds the job and exits 0; only a broken
+node exits 1, which makes Slurm drain it (docs/decisions/0006-blame.md).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+from audit.chain import AuditError, Chain
+from conf.errors import BackendUnavailable, InternalError, Refused, SecureSlurmError
+from conf.hookconf import read_hook_config
+from conf.slurmnames import for_node
+from keys.journal import Journal
+from keys.scratch.plan import ScratchPlan
+from keys.scratch.setup import open_scratch
+from keys.secret import Secret
+from slurm_hooks import taskfile, wire
+from slurm_hooks.blame import hold
+from slurm_hooks.hookenv import HookJob, read_job, say
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+SOCKET = "node.sock"
+KEY_BYTES = 64
+"""AES-256-XTS takes two 256-bit keys (dm-crypt, Documentation/admin-guide/device-mapper/dm-crypt.rst)."""
+
+
+class OutOfTime(BackendUnavailable):
+    """The Prolog's whole budget is spent; what was set up has been undone."""
+
+
+def main() -> int:
+    """The hook. Returns Slurm's exit status: 0 the job may start or was held, 1 this node is broken."""
+    os.umask(0o077)
+    try:
+        config = read_hook_config(check_sources=False)
+        job = read_job(os.environ)
+    except SecureSlurmError as error:
+        say("prolog", f"this node is not fit for secured jobs: {error} {error.advice}")
+        return 1
+    try:
+        read_hook_config()
+    except SecureSlurmError as error:
+        # an admin is in the middle of a change: that holds jobs, it does not take the node out of service
+        return _refuse(config, job, None, error)
+    return _guard(config, job)
+
+
+def _guard(config: dict[str, Any], job: HookJob) -> int:
+    try:
+        chain = Chain(f"{config['audit']['directory']}/node-{job.node}", "node", job.node)
+    except (SecureSlurmError, OSError, ValueError) as error:
+        return _refuse(config, job, None, Refused("audit.unwritable", f"no audit trail on node {job.node}: {error}"))
+    signal.signal(signal.SIGALRM, _alarm)
+    signal.setitimer(signal.ITIMER_REAL, float(config["node"]["prolog_deadline"]))
+    try:
+        _start(config, job, chain)
+    except (Refused, BackendUnavailable) as error:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return _refuse(config, job, chain, error)
+    except (SecureSlurmError, OSError) as error:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _record_refusal(chain, job, "node.broken")
+        say("prolog", f"job {job.job}: this node cannot set scratch up: {error}")
+        return 1
+    return 0
+
+
+def _alarm(_number: int, _frame: FrameType | None) -> None:
+    raise OutOfTime("the Prolog's time is spent", advice="look at Vault and at the node's disk")
+
+
+def _refuse(config: dict[str, Any], job: HookJob, chain: Chain | None, error: SecureSlurmError) -> int:
+    """Keep the job from running without draining this node."""
+    rule = error.rule if isinstance(error, Refused) else "backend.unavailable"
+    reason = f"[{rule}] {error}"
+    _record_refusal(chain, job, rule)
+    say("prolog", f"job {job.job} may not start on {job.node}: {reason}")
+    try:
+        end = hold(config["cluster"]["slurm_bin"], job.job, f"{reason} (node {job.node})")
+    except SecureSlurmError as failure:
+        say("prolog", f"job {job.job} could neither be held nor cancelled: {failure}")
+        return 1
+    say("prolog", f"job {job.job} was {end}")
+    return 0
+
+
+def _record_refusal(chain: Chain | None, job: HookJob, rule: str) -> None:
+    if chain is None:
+        return
+    try:
+        chain.append("start.refused", durable=True, job=job.job, uid=job.uid, node=job.node, rule=rule, hook="Prolog")
+    except AuditError as error:
+        say("prolog", str(error))
+
+
+def _start(config: dict[str, Any], job: HookJob, chain: Chain) -> None:
+    here = for_node(config["node"]["run_dir"], job.node)
+    journal = Journal(here, job.node)
+    if not job.marked:
+        raise Refused("tag.missing", "this partition demands a tag and the job has none")
+    answer = _ask(here, config, job)
+    grant = {name.removeprefix("grant."): value.decode() for name, value in answer.items() if name.startswith("grant.")}
+    with Secret(answer.pop("plaintext", b"")) as key:
+        size = int(grant["scratch"])
+        journal.claim_incarnation(job.job, grant["incarnation"])
+        facts = {"job": job.job, "node": job.node, "incarnation": grant["incarnation"]}
+        chain.append("node.grant-read", durable=False, region=wire.text(answer, "place"), **facts)
+        if size:
+            if len(key) != KEY_BYTES:
+                raise InternalError(f"the node daemon sent a key of {len(key)} bytes, not {KEY_BYTES}")
+            chain.append("node.datakey", durable=False, key=grant["key"], **facts)
+            chain.append("scratch.open", durable=True, bytes=size, backing=config["scratch"]["backing"], **facts)
+            scratch = open_scratch(
+                _plan(config, job, here, size),
+                key,
+                journal,
+                incarnation=grant["incarnation"],
+                key_name=grant["key"],
+                wrapped=wire.text(answer, "wrapped"),
+                restarts=job.restarts,
+            )
+            chain.append(
+                "scratch.ready",
+                durable=True,
+                mapper=scratch.mapper,
+                cipher=scratch.cipher,
+                key_bits=scratch.key_bits,
+                bytes=scratch.size_bytes,
+                filesystem=scratch.filesystem,
+                **facts,
+            )
+        taskfile.write(here, job.job, grant, f"{config['scratch']['mount_root']}/{job.job}" if size else "")
+
+
+def _ask(here: str, config: dict[str, Any], job: HookJob) -> dict[str, bytes]:
+    request = {
+        "verb": "open",
+        "job": str(job.job),
+        "uid": str(job.uid),
+        "user": job.user,
+        "cluster": job.cluster,
+        "node": job.node,
+        "nodes": ",".join(job.nodes),
+        "restarts": str(job.restarts),
+    }
+    answer = wire.exchange(f"{here}/{SOCKET}", request, timeout=float(config["node"]["prolog_deadline"]))
+    if answer.get("verdict") != b"allow":
+        rule = wire.text(answer, "rule", "node.no-verdict")
+        message = wire.text(answer, "message", "the node daemon gave no verdict")
+        raise Refused(rule, message, advice=wire.text(answer, "advice", ""))
+    return answer
+
+
+def _plan(config: dict[str, Any], job: HookJob, here: str, size: int) -> ScratchPlan:
+    scratch = config["scratch"]
+    return ScratchPlan(
+        node=job.node,
+        job=job.job,
+        uid=job.uid,
+        gid=job.gid,
+        size_bytes=size,
+        backing=scratch["backing"],
+        directory=scratch["directory"],
+        overcommit=scratch["overcommit"],
+        volume_group=scratch["volume_group"],
+        device=scratch["device"],
+        mount_root=scratch["mount_root"],
+        filesystem=scratch["filesystem"],
+        run_dir=here,
+    )

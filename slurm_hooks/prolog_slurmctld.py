@@ -1,0 +1,75 @@
+"""PrologSlurmctld: hand a job that is about to start to the lifecycle daemon, which judges it again and makes its keys.
+
+Runs as SlurmUser. One query gives the decision record (AdminComment reaches no hook's environment) and the job as it
+now is; the daemon trusts the record's MAC and slurmctld, nothing else. Waiting for Vault belongs here, where no node
+is blocked yet.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from conf.errors import Refused, SecureSlurmError
+from conf.hookconf import read_hook_config
+from slurm_hooks import wire
+from slurm_hooks.blame import hold, job_facts
+from slurm_hooks.hookenv import HookJob, read_job, say
+
+SENT = ("admin_comment", "extra", "features", "prefer", "partition", "user_name", "cluster", "dependency")
+
+
+def main() -> int:
+    """The hook. 0: the job may start, or was held; 1: the job may not start and Slurm is to stop it."""
+    os.umask(0o077)
+    try:
+        config = read_hook_config()
+        job = read_job(os.environ)
+    except SecureSlurmError as error:
+        say("prolog_slurmctld", f"{error} {error.advice}")
+        return 1
+    try:
+        _start(config, job)
+    except SecureSlurmError as error:
+        return _refuse(config, job, error)
+    return 0
+
+
+def _start(config: dict[str, Any], job: HookJob) -> None:
+    facts = job_facts(config["cluster"]["slurm_bin"], job.job)
+    request: dict[str, bytes | str] = {
+        "verb": "start",
+        "job": str(job.job),
+        "uid": str(job.uid),
+        "nodes": ",".join(job.nodes),
+        "restarts": str(number(facts.get("restart_cnt"), 0)),
+        "user_id": str(number(facts.get("user_id"), -1)),
+        "het_job_id": str(number(facts.get("het_job_id"), 0)),
+    }
+    request |= {f"job.{name}": str(facts[name]) for name in SENT if facts.get(name)}
+    lifecycle = config["lifecycle"]
+    answer = wire.exchange(lifecycle["socket"], request, timeout=float(lifecycle["start_deadline"]))
+    if answer.get("verdict") != b"allow":
+        raise Refused(
+            wire.text(answer, "rule", "lifecycle.no-verdict"),
+            wire.text(answer, "message", "the lifecycle daemon gave no verdict"),
+        )
+
+
+def number(value: object, default: int) -> int:
+    """A number of Slurm's JSON: plain, or ``{"set": true, "infinite": false, "number": 7}`` (data_parser plugins)."""
+    if isinstance(value, dict):
+        value = value.get("number") if value.get("set") and not value.get("infinite") else None
+    return value if type(value) is int else default
+
+
+def _refuse(config: dict[str, Any], job: HookJob, error: SecureSlurmError) -> int:
+    rule = error.rule if isinstance(error, Refused) else "backend.unavailable"
+    say("prolog_slurmctld", f"job {job.job} may not start: [{rule}] {error}")
+    try:
+        end = hold(config["cluster"]["slurm_bin"], job.job, f"[{rule}] {error}")
+    except SecureSlurmError as failure:
+        say("prolog_slurmctld", f"job {job.job} could neither be held nor cancelled: {failure}")
+        return 1
+    # a cancelled srun or salloc still waits for its allocation: the failure ends that wait
+    return 0 if end == "held" else 1

@@ -1,0 +1,124 @@
+"""Judging a job again at its start, as it is now: what was decided weeks ago may no longer hold.
+
+Pure. The decision record says what was decided (its MAC is checked), slurmctld says what the job is now, policy and
+group members say what is allowed today. All three must agree, or the job is held and no key is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from conf.errors import Refused, UsageError
+from conf.quote import quote
+from conf.tag import Tag, parse_extra
+from keys.secret import Secret
+from slurm_hooks import constraint, record, wire
+from slurm_hooks.filters import judge_place, judge_tag, judge_who
+from slurm_hooks.filters.job import SubmitJob, partitions
+from slurm_hooks.filters.verdict import Context, Deny
+from slurm_hooks.lifecycle import StartJob
+
+JUDGES = (
+    judge_who.known_user,
+    judge_place.residency,
+    judge_place.partition,
+    judge_place.routes,
+    judge_tag.scratch,
+    judge_who.role,
+)
+_CHANGED = "the job was changed after it was accepted; cancel it and submit it again"
+
+
+@attrs.frozen(kw_only=True)
+class StartRequest:
+    """What PrologSlurmctld reported: numbers from its environment and from slurmctld's answer, texts as they are."""
+
+    job: int
+    uid: int
+    user_id: int
+    restarts: int
+    het_job_id: int
+    nodes: tuple[str, ...]
+    strings: Mapping[str, str]
+
+
+def read_start(fields: Mapping[str, bytes]) -> StartRequest:
+    """The request of the ``start`` verb; WireError for anything missing or odd."""
+    try:
+        numbers = {name: int(wire.text(fields, name)) for name in ("job", "uid", "user_id", "restarts", "het_job_id")}
+    except ValueError:
+        raise wire.WireError("a number of the request is not one") from None
+    return StartRequest(
+        **numbers,
+        nodes=tuple(wire.text(fields, "nodes").split(",")),
+        strings={name.removeprefix("job."): wire.text(fields, name) for name in fields if name.startswith("job.")},
+    )
+
+
+def judge_start(request: StartRequest, cluster: str, key: Secret, context: Context) -> StartJob:
+    """The job that may start. Refused with the rule that forbids it: ``record.*``, ``start.*`` or a filter's."""
+    decided = record.verify(request.strings.get("admin_comment", ""), key)
+    if decided.cluster != cluster:
+        raise Refused("record.cluster", f"the job was accepted on cluster {quote(decided.cluster)}")
+    if not request.uid == request.user_id == decided.uid:
+        raise Refused("record.uid", "the decision was about another user's job")
+    tag = Tag(decided.klass, decided.residency, decided.scratch)
+    _same_tag(request.strings.get("extra", ""), tag)
+    if request.het_job_id:
+        raise Refused("route.het", "a component of a heterogeneous job cannot carry a tag")
+    if not request.nodes or not all(request.nodes):
+        raise Refused("start.nodes", "Slurm names no nodes for the job")
+    if tag.residency is not None:
+        _still_forced(request.strings, tag.residency, context)
+    job = SubmitJob(
+        submit_uid=decided.uid,
+        user_id=decided.uid,
+        user_name=decided.user,
+        strings=dict(request.strings),
+        tag=tag,
+        partitions=partitions(request.strings.get("partition")),
+    )
+    for judge in JUDGES:
+        verdict = judge(job, context)
+        if isinstance(verdict, Deny):
+            raise Refused(verdict.rule, verdict.message, advice=verdict.advice)
+    return StartJob(
+        job=request.job,
+        uid=decided.uid,
+        user=decided.user,
+        cluster=cluster,
+        nodes=request.nodes,
+        restarts=request.restarts,
+        klass=tag.klass,
+        residency=tag.residency or "",
+        scratch=tag.scratch or 0,
+    )
+
+
+def _same_tag(extra: str, tag: Tag) -> None:
+    try:
+        found = parse_extra(extra)
+    except UsageError:
+        found = None
+    if found != tag:
+        raise Refused("start.tag", "the job's tag is not the one that was decided on", advice=_CHANGED)
+
+
+def _still_forced(strings: Mapping[str, str], residency: str, context: Context) -> None:
+    """Refuse a job whose constraint, or preference, would let it run elsewhere."""
+    place = context.policy.jurisdictions.get(residency)
+    if place is None:
+        raise Refused("residency.unknown", f"the policy no longer knows the jurisdiction {quote(residency)}")
+    for name in ("features", "prefer"):
+        expression = strings.get(name, "")
+        if not expression and name == "prefer":
+            continue
+        user, bound, _ = expression.rpartition(f"&{place.feature}")
+        if expression != place.feature and (not bound or not expression.endswith(bound)):
+            raise Refused(
+                "start.constraint", f"the job's {name} no longer binds it to {quote(residency)}", advice=_CHANGED
+            )
+        if user:
+            constraint.check(user)

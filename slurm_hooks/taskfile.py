@@ -1,0 +1,42 @@
+"""The facts that TaskProlog hands to a job's tasks, in a file that only root can write and every job may read.
+
+Standard library only (root hooks import it under ``python3 -IS``).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def _folder(run_dir: str) -> str:
+    return f"{run_dir}/task"
+
+
+def write(run_dir: str, job: int, grant: Mapping[str, str], scratch: str) -> None:
+    """Publish ``NAME=value`` lines for one job; replaced whole, so that a task never reads half a file."""
+    lines = [f"SECURE_CLASS={grant['class']}"]
+    if grant["residency"]:
+        lines.append(f"SECURE_RESIDENCY={grant['residency']}")
+    if scratch:
+        lines += [f"SECURE_SCRATCH={scratch}", f"TMPDIR={scratch}/tmp"]  # noqa: S108  inside the job's own scratch
+    folder = _folder(run_dir)
+    os.makedirs(folder, mode=0o755, exist_ok=True)  # noqa: PTH103  pathlib is too heavy for a hook
+    os.chmod(folder, 0o755)  # noqa: PTH101, S103  the tasks of every user read their own job's file in it
+    temporary = f"{folder}/.{job}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    with os.fdopen(descriptor, "w") as file:
+        os.fchmod(descriptor, 0o644)
+        file.write("\n".join(lines) + "\n")
+    os.rename(temporary, f"{folder}/{job}")  # noqa: PTH104
+
+
+def remove(run_dir: str, job: int) -> None:
+    """Take one job's facts away; may be called again."""
+    try:
+        os.unlink(f"{_folder(run_dir)}/{job}")  # noqa: PTH108
+    except FileNotFoundError:
+        return

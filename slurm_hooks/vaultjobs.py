@@ -1,0 +1,76 @@
+"""The keys and grants of jobs in Vault, as :class:`slurm_hooks.lifecycle.Jobs` wants them; each act is audited first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from conf.errors import BackendUnavailable
+from keys import lifecycle_keys
+from keys.grant import NO_SCRATCH, VERSION, Grant
+from keys.names import new_key_name
+from keys.vault_head import VaultHead
+from slurm_hooks.lifecycle import Destroyed, StartJob
+
+if TYPE_CHECKING:
+    from conf.site import Vault
+
+
+class WriteBefore(Protocol):
+    """Puts an audit line on disk, or raises AuditError so that the act it announces does not happen."""
+
+    def __call__(self, event: str, **fields: object) -> None: ...  # noqa: D102
+
+
+class VaultJobs:
+    """Creates and destroys what Vault holds for a job; blocks, and may be used from many threads."""
+
+    def __init__(self, vault: Vault, write_before: WriteBefore) -> None:
+        self._head = VaultHead.from_site(vault)
+        self._write_before = write_before
+
+    def close(self) -> None:
+        """Revoke the daemon's own token."""
+        self._head.close()
+
+    def create(self, job: StartJob, incarnation: str, still_wanted: Callable[[], bool]) -> None:
+        """Grants and keys for every node, or none; audited, on disk, before the first write."""
+        grants = [self._grant(job, incarnation, node) for node in job.nodes]
+        for grant in grants:
+            facts = {"job": job.job, "node": grant.node, "incarnation": incarnation, "key": grant.key}
+            self._write_before("grant.write", **facts)
+            self._write_before("key.create", **facts)
+        lifecycle_keys.create(self._head, grants, still_wanted)
+
+    def destroy(self, job: int, nodes: tuple[str, ...]) -> list[Destroyed]:
+        """Keys, then grants; returns only the keys that Vault says it does not have any more."""
+        evidence = lifecycle_keys.destroy(self._head, str(job), nodes)
+        for one in evidence:
+            if one.key:
+                found = f"reading answered {one.read_answer} at {one.at}" if one.done else one.error
+                self._write_before("key.delete", job=job, node=one.node, key=one.key, evidence=found)
+        failed = [one for one in evidence if not one.done]
+        if failed:
+            raise BackendUnavailable(
+                f"{len(failed)} of {len(evidence)} keys of job {job} are not confirmed as destroyed: {failed[0].error}"
+            )
+        return [Destroyed(one.node, one.key, one.at) for one in evidence if one.key]
+
+    @staticmethod
+    def _grant(job: StartJob, incarnation: str, node: str) -> Grant:
+        return Grant(
+            v=VERSION,
+            incarnation=incarnation,
+            key=new_key_name(node, job.cluster, str(job.job)),
+            cluster=job.cluster,
+            job=str(job.job),
+            uid=str(job.uid),
+            user=job.user,
+            nodes=",".join(job.nodes),
+            restarts=str(job.restarts),
+            scratch=str(job.scratch) if job.scratch else NO_SCRATCH,
+            klass=job.klass,
+            residency=job.residency,
+            created=str(int(time.time())),
+        )

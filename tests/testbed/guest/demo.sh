@@ -1,0 +1,3 @@
+# make demo
+python3 -m tests.testbed.demo
+result $?

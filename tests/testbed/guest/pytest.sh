@@ -1,0 +1,4 @@
+# The cluster suite inside the guest. ARGS: pytest's arguments, with ',' for spaces.
+export CI="$CI_RUN"
+python3 -m pytest ${ARGS//,/ } -p no:cacheprovider --junitxml=/out/cluster.xml
+result $?

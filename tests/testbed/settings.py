@@ -1,0 +1,173 @@
+"""The files of the test cluster: four nodes (two in the EU, two in the US), three partitions, one directory."""
+
+from __future__ import annotations
+
+ADDRESS = "10.99.0.1"
+NODES = {"n1": "eu-central-1", "n2": "eu-central-1", "n3": "us-east-1", "n4": "us-east-1"}
+USERS = ("alice", "bob", "carol", "oper")
+RUN = "/run/secure-slurm"
+LOG = "/var/log/secure-slurm"
+ETC = "/etc/secure-slurm"
+PREFIX = "/opt/secure-slurm"
+LDAP_PORT = 636
+VAULT_PORT = 8200
+
+SITE = f"""\
+version: 1
+cluster: {{name: test, head_nodes: [head], slurm_bin: /usr/bin, slurm_user: slurm}}
+controller:
+  socket: {RUN}/decision/decide.sock
+  deadline: 900ms            # a user-mode kernel on a shared machine is slow
+  untagged_when_down: @UNTAGGED@
+  record_key: {ETC}/record.key
+lifecycle:
+  socket: {RUN}/lifecycle/lifecycle.sock
+  start_deadline: 40s
+  state_dir: /var/lib/secure-slurm/lifecycle
+node:
+  run_dir: {RUN}/node-%n
+  place_file: {ETC}/place
+  prolog_deadline: 45s
+vault:
+  address: https://{ADDRESS}:{VAULT_PORT}
+  ca_file: {ETC}/ca.crt
+  transit_mount: secure-slurm-transit
+  grants_mount: secure-slurm-grants
+  timeout: 10s
+  head: {{approle_mount: approle, role_id_file: {ETC}/head/role-id, secret_id_file: {ETC}/head/secret-id}}
+  node:
+    cert_mount: cert
+    cert_role: secure-slurm-node
+    certificate: {ETC}/node/%n.crt
+    private_key: {ETC}/node/%n.key
+ldap:
+  flavour: openldap
+  uris: ["ldaps://ldap.test:{LDAP_PORT}"]
+  ca_file: {ETC}/ca.crt
+  bind_dn: cn=reader,dc=test
+  bind_password_file: {ETC}/ldap/password
+  base: dc=test
+  user_attribute: uid
+  refresh: 2s
+  max_age: 10m
+  snapshot: {RUN}/snapshot/members.json
+scratch:
+  backing: @BACKING@
+  directory: /var/lib/secure-slurm/scratch
+  overcommit: @OVERCOMMIT@
+  mount_root: /secure-scratch
+  filesystem: ext4
+audit: {{directory: {LOG}}}
+"""
+
+POLICY = """\
+version: 1
+jurisdictions:
+  eu: {feature: eu, regions: [eu-central-1, eu-west-1]}
+  us: {feature: us, regions: [us-east-1, us-west-2]}
+classes:
+  - {name: internal, residency: optional, scratch: optional, max_scratch: 1G, exclusive_nodes: false}
+  - {name: phi, residency: required, scratch: required, default_scratch: 64M, max_scratch: 200G, exclusive_nodes: true}
+roles:
+  phi-eu:
+    groups: ["cn=phi-eu,ou=groups,dc=test"]
+    classes: [internal, phi]
+    jurisdictions: [eu]
+  phi-us:
+    groups: ["cn=phi-us,ou=groups,dc=test"]
+    classes: [internal, phi]
+    jurisdictions: [us]
+partitions:
+  phi: {demand_tag: true, jurisdiction: eu}
+  us: {jurisdiction: us}
+"""
+
+# alice is in phi-eu only through a nested group, carol in phi-us directly, bob in neither
+DIRECTORY = (
+    """\
+dn: dc=test
+objectClass: dcObject
+objectClass: organization
+o: test
+dc: test
+
+dn: cn=reader,dc=test
+objectClass: organizationalRole
+objectClass: simpleSecurityObject
+cn: reader
+userPassword: @PASSWORD@
+
+dn: ou=people,dc=test
+objectClass: organizationalUnit
+ou: people
+
+dn: ou=groups,dc=test
+objectClass: organizationalUnit
+ou: groups
+"""
+    + "".join(
+        f"""
+dn: uid={user},ou=people,dc=test
+objectClass: inetOrgPerson
+cn: {user}
+sn: {user}
+uid: {user}
+"""
+        for user in USERS
+    )
+    + """
+dn: cn=heart-study,ou=groups,dc=test
+objectClass: groupOfNames
+cn: heart-study
+member: uid=alice,ou=people,dc=test
+
+dn: cn=phi-eu,ou=groups,dc=test
+objectClass: groupOfNames
+cn: phi-eu
+member: cn=heart-study,ou=groups,dc=test
+
+dn: cn=phi-us,ou=groups,dc=test
+objectClass: groupOfNames
+cn: phi-us
+member: uid=carol,ou=people,dc=test
+"""
+)
+
+SLURM = f"""\
+ClusterName=test
+SlurmctldHost=head
+SlurmUser=slurm
+AuthType=auth/munge
+AuthInfo=cred_expire=12
+StateSaveLocation=/var/spool/slurmctld
+SlurmdSpoolDir=/var/lib/slurm/d-%n
+SlurmctldPidFile=/run/slurm/slurmctld.pid
+SlurmdPidFile=/run/slurmd-%n.pid
+SlurmctldLogFile=/var/log/slurm/slurmctld.log
+SlurmdLogFile=/var/log/slurm/slurmd-%n.log
+ProctrackType=@PROCTRACK@
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SwitchType=switch/none
+MpiDefault=none
+ReturnToService=2
+MessageTimeout=60
+PrologFlags=Alloc,DeferBatch
+PrologEpilogTimeout=120
+JobSubmitPlugins=lua
+PrologSlurmctld={PREFIX}/hooks/prolog_slurmctld
+EpilogSlurmctld={PREFIX}/hooks/epilog_slurmctld
+Prolog={PREFIX}/hooks/prolog
+Epilog={PREFIX}/hooks/epilog
+TaskProlog={PREFIX}/hooks/task_prolog
+SchedulerParameters=sched_min_interval=0,batch_sched_delay=0,bf_interval=5
+KillWait=2
+MinJobAge=600
+NodeName=n[1-2] NodeHostname=head NodeAddr={ADDRESS} Port=[17001-17002] CPUs=1 RealMemory=500 Feature=eu
+NodeName=n[3-4] NodeHostname=head NodeAddr={ADDRESS} Port=[17003-17004] CPUs=1 RealMemory=500 Feature=us
+PartitionName=main Nodes=ALL Default=YES OverSubscribe=NO MaxTime=60
+PartitionName=phi Nodes=n[1-2] OverSubscribe=NO MaxTime=60
+PartitionName=us Nodes=n[3-4] OverSubscribe=NO MaxTime=60
+"""
+
+CGROUP = "CgroupPlugin=cgroup/v2\nIgnoreSystemd=yes\n"

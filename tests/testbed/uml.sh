@@ -1,0 +1,27 @@
+#!/bin/bash
+# uml.sh SUITE TASK [NAME=VALUE...]: boot a user-mode Linux guest from the suite's root and run guest/TASK.sh in it.
+# The checkout is /src in the guest (read-only), $OUT is /out. The result is what the guest wrote to /out/rc: the
+# kernel's own exit status says nothing. A missing result is a failure.
+# TTY=1: the guest's console is this terminal.  MEM=4G  LIMIT=1500 (seconds)
+set -euo pipefail
+suite=$1 task=$2; shift 2
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+top=$(cd "$here/../.." && pwd)
+root=$("$here/root.sh" "$suite")
+out=${OUT:-$top/build/$suite}
+mkdir -p "$out"; rm -f "$out/rc"
+export ROOT=$root SRC=$top OUT_DIR=$out
+console=null,fd:1 foreground=
+[ -n "${TTY:-}" ] && { console=fd:0,fd:1; foreground=--foreground; }
+timeout $foreground -k 5 "${LIMIT:-1500}" unshare -m -p -f --propagation private --kill-child bash -euc '
+  mount -t proc proc "$ROOT/proc"
+  mount -t tmpfs -o size=12g tmpfs "$ROOT/dev/shm" 2>/dev/null || { mkdir -p "$ROOT/dev/shm"; mount -t tmpfs -o size=12g tmpfs "$ROOT/dev/shm"; }
+  mount -t tmpfs tmpfs "$ROOT/tmp"; mount --bind /dev/pts "$ROOT/dev/pts"
+  mount --bind "$SRC" "$ROOT/src"; mount -o remount,bind,ro "$ROOT/src"
+  mount --bind "$OUT_DIR" "$ROOT/out"
+  exec env -i HOME=/tmp TMPDIR=/dev/shm PATH=/usr/sbin:/usr/bin:/sbin:/bin TERM="${TERM:-dumb}" chroot "$ROOT" linux.uml "$@"
+' _ mem="${MEM:-4G}" root=/dev/root rootfstype=hostfs rootflags=/ ro init=/bin/sh seccomp=on con=null con0="$console" quiet \
+  TASK="$task" "$@" -- /src/tests/testbed/guest/stage1.sh || true
+if [ -t 1 ]; then stty sane 2>/dev/null || true; fi
+[ -e "$out/rc" ] || { echo "uml.sh: the guest left no result (task $task on $suite)" >&2; exit 70; }
+exit "$(cat "$out/rc")"
