@@ -24,7 +24,7 @@ from conf.errors import InternalError
 from keys.secret import Secret
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
 SEARCH_PATH = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
 MAX_OUTPUT = 64 * 1024
@@ -128,6 +128,7 @@ def run(
     input: bytes | memoryview | Secret | None = None,
     allowed: Collection[int] = (0,),
     env_extra: Mapping[str, str] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Completed:
     """Run a program to its end.
 
@@ -135,6 +136,7 @@ def run(
     :param timeout: seconds for the whole run; nothing is started when it is not positive.
     :param input: for standard input, by a pipe; without it standard input is ``/dev/null``.
     :param allowed: the exit codes that are no failure.
+    :param stop: asked ten times a second; once it says so, the program ends as if it were out of time.
     :raises ProcessTimeout: out of time; the process group was killed.
     :raises ProcessError: not an absolute path, not started, another exit code, or more than 64 KiB of output (what is
         cut short could be read as something else; of standard error the rest is dropped instead).
@@ -156,7 +158,7 @@ def run(
         )
     except OSError as error:
         raise ProcessError(f"{name} could not be started: {error.strerror}") from None
-    output = _Exchange(process, _view(input))
+    output = _Exchange(process, _view(input), stop)
     try:
         output.run(deadline)
     except TimeoutError:
@@ -170,6 +172,29 @@ def run(
     if process.returncode not in allowed:
         raise _failure(name, process.returncode, output.complaint())
     return Completed(process.returncode, bytes(output.stdout), bytes(output.stderr))
+
+
+class Budget:
+    """Seconds that a piece of work may take in all, however many programs it runs."""
+
+    def __init__(self, seconds: float, stop: Callable[[], bool] | None = None) -> None:
+        self._end = time.monotonic() + seconds
+        self.stop = stop
+
+    def left(self) -> float:
+        """Seconds that are left; never negative."""
+        return max(0.0, self._end - time.monotonic())
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        cap: float,
+        input: bytes | memoryview | Secret | None = None,
+        allowed: Collection[int] = (0,),
+    ) -> Completed:
+        """:func:`run` with what is left of the budget, but at most ``cap`` seconds."""
+        return run(argv, timeout=min(cap, self.left()), input=input, allowed=allowed, stop=self.stop)
 
 
 def _check_argv(argv: Sequence[str]) -> str:
@@ -197,9 +222,12 @@ def _failure(name: str, code: int, complaint: str) -> ProcessError:
 class _Exchange:
     """Feeds one process and drains it, without a thread, until it has ended."""
 
-    def __init__(self, process: subprocess.Popen[bytes], data: memoryview) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], data: memoryview, stop: Callable[[], bool] | None = None
+    ) -> None:
         self._process = process
         self._data = data
+        self._stop = stop
         self.stdout = bytearray()
         self.stderr = bytearray()
 
@@ -215,7 +243,7 @@ class _Exchange:
             ended = False
             while selector.get_map():
                 left = deadline - time.monotonic()
-                if left <= 0:
+                if left <= 0 or (self._stop is not None and self._stop()):
                     raise TimeoutError
                 ready = selector.select(0 if ended else min(left, _POLL))
                 if not ready:

@@ -1,0 +1,283 @@
+"""The journal of scratch on one node: what has been begun for which job, so that it can be undone after any crash.
+
+It lies on tmpfs (``<run_dir>/journal``, 0700, root): a reboot takes it away together with the mappings it is about.
+Each step is written down before it is done. It holds the wrapped data key, never the plain one.
+
+Tear-down does not depend on it. Everything has a name that follows from node and job (keys/scratch/plan.py); a journal
+that is missing or damaged costs the audit trail the key's name, not the job its clean end.
+"""
+
+# pathlib is left out on purpose: root hooks import this module at every start of a job
+# ruff: noqa: PTH208
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import stat
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from conf.errors import InternalError, Refused
+from keys.scratch.errors import UnsafePath
+from keys.scratch.paths import open_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STATES = ("planned", "backing", "loop", "mapping", "filesystem", "mount", "ready", "destroyed")
+KEEP_DESTROYED = 7 * 86400.0
+KEEP_SEEN = 40 * 86400.0
+"""Seconds. A grant lives as long as its job waits to start on a node that is already allocated: minutes."""
+
+_INCARNATION = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_FILE = re.compile(r"([1-9][0-9]{0,9})\.json", re.ASCII)
+_MAX_BYTES = 64 * 1024
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_POLL = 0.05
+
+
+class JournalError(InternalError):
+    """The journal cannot be read or written, or says what a journal of ours cannot say."""
+
+
+class Record(NamedTuple):
+    """What is known of one job's scratch on this node. Devices as ``major:minor``; times in Unix seconds."""
+
+    job: int
+    node: str
+    uid: int
+    state: str = "planned"
+    incarnation: str = ""
+    restarts: int = 0
+    key_name: str = ""
+    wrapped_key: str = ""
+    mapper: str = ""
+    backing: str = ""
+    backing_path: str = ""
+    loop: str = ""
+    backing_device: str = ""
+    mapping_device: str = ""
+    mount_root: str = ""
+    mount_point: str = ""
+    filesystem: str = ""
+    size_bytes: int = 0
+    created: float = 0.0
+    changed: float = 0.0
+
+
+class Journal:
+    """The journals of all jobs of one node.
+
+    :param run_dir: the node's run directory; it must be root's, and root's alone to rename things in.
+    :param node: the node's Slurm name.
+    """
+
+    def __init__(self, run_dir: str, node: str) -> None:
+        self.run_dir = run_dir
+        self.node = node
+        self._path = f"{run_dir.rstrip('/')}/journal"
+
+    def claim_incarnation(self, job: int, incarnation: str) -> None:
+        """Use up an incarnation: a grant is good for one start on one node.
+
+        :raises Refused: ``grant.seen`` when it was used before; ``grant.incarnation`` when it is none.
+        :raises JournalError: it cannot be written down, so that a replay would not be noticed.
+        """
+        _check_job(job)
+        if not _INCARNATION.fullmatch(incarnation):
+            raise Refused("grant.incarnation", f"the grant of job {job} names no incarnation")
+        with self._created(), self._created("seen") as seen:
+            try:
+                os.close(os.open(incarnation, _CREATE, 0o600, dir_fd=seen))
+                os.fsync(seen)
+            except FileExistsError:
+                raise Refused(
+                    "grant.seen",
+                    f"the grant of job {job} was used on this node before",
+                    advice="a requeued job gets a new grant; if this repeats, look for a second lifecycle daemon",
+                ) from None
+            except OSError as error:
+                raise JournalError(f"cannot write {self._path}/seen: {error.strerror}") from None
+
+    def read(self, job: int) -> Record | None:
+        """What is written of a job; None when nothing is.
+
+        :raises JournalError: cut short, garbled, of another job or node, or not root's own file.
+        """
+        name = f"{_check_job(job)}.json"
+        with self._opened() as folder:
+            if folder is None:
+                return None
+            try:
+                descriptor = os.open(name, _READ, dir_fd=folder)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                raise self._damaged(name, error.strerror or "cannot be opened") from None
+            with os.fdopen(descriptor, "rb") as file:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+                    raise self._damaged(name, "it is not root's own private file")
+                text = file.read(_MAX_BYTES + 1)
+        record = self._parse(name, text)
+        if record.job != job or record.node != self.node:
+            raise self._damaged(name, "it is about another job or node")
+        return record
+
+    def write(self, record: Record) -> Record:
+        """Replace what is written of a job, in one piece and on the medium before this returns.
+
+        :raises JournalError: not written; what was there before still is.
+        """
+        if record.state not in STATES or record.node != self.node:
+            raise JournalError(f"a journal of node {self.node} cannot hold state {record.state!r} of {record.node!r}")
+        now = time.time()
+        record = record._replace(created=record.created or now, changed=now)
+        name = f"{_check_job(record.job)}.json"
+        text = json.dumps({"v": 1} | record._asdict(), sort_keys=True).encode("ascii") + b"\n"
+        temporary = f".{record.job}.{os.getpid()}.tmp"
+        with self._created() as folder:
+            try:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary, dir_fd=folder)
+                with os.fdopen(os.open(temporary, _CREATE, 0o600, dir_fd=folder), "wb") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+                os.fsync(folder)
+            except OSError as error:
+                raise JournalError(f"cannot write {self._path}/{name}: {error.strerror}") from None
+        return record
+
+    def remove(self, job: int) -> None:
+        """Forget a job; may be called again."""
+        with self._opened() as folder:
+            if folder is not None:
+                for name in (f"{_check_job(job)}.json", f"{job}.lock"):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(name, dir_fd=folder)
+
+    def jobs(self) -> list[int]:
+        """The jobs that something is written of, destroyed ones included."""
+        with self._opened() as folder:
+            names = [] if folder is None else os.listdir(folder)
+        return sorted(int(match[1]) for match in map(_FILE.fullmatch, names) if match)
+
+    def prune(self, now: float | None = None) -> None:
+        """Forget jobs destroyed more than seven days ago, and incarnations used more than forty days ago."""
+        now = time.time() if now is None else now
+        for job in self.jobs():
+            with contextlib.suppress(JournalError):
+                record = self.read(job)
+                if record and record.state == "destroyed" and now - record.changed > KEEP_DESTROYED:
+                    with self.lock(job, 0.0):
+                        self.remove(job)
+        with self._opened("seen") as seen:
+            for name in [] if seen is None else os.listdir(seen):
+                if now - os.stat(name, dir_fd=seen, follow_symlinks=False).st_mtime > KEEP_SEEN:
+                    os.unlink(name, dir_fd=seen)
+
+    @contextlib.contextmanager
+    def lock(self, job: int, timeout: float) -> Iterator[None]:
+        """Keep set-up, tear-down and the reaper from working on one job at the same time. The kernel lets go of it
+        when the holder dies. ``timeout`` in seconds.
+
+        :raises JournalError: somebody else still holds it, or it cannot be made.
+        """
+        name = f"{_check_job(job)}.lock"
+        with self._created() as folder:
+            end = time.monotonic() + timeout
+            while True:
+                descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if os.fstat(descriptor).st_nlink:
+                        break
+                except BlockingIOError:
+                    if time.monotonic() >= end:
+                        os.close(descriptor)
+                        raise JournalError(
+                            f"another process has worked on the scratch of job {job} for more than {timeout:.0f} s"
+                        ) from None
+                    time.sleep(_POLL)
+                # it was removed, or is held: what lies there next time is another file, or a free one
+                os.close(descriptor)
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _opened(self, below: str = "") -> Iterator[int | None]:
+        """The folder, or None if nothing was ever written."""
+        try:
+            descriptor = self._open(below, None)
+        except FileNotFoundError:
+            yield None
+            return
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _created(self, below: str = "") -> Iterator[int]:
+        try:
+            descriptor = self._open(below, 0o700)
+        except FileNotFoundError:
+            raise JournalError(f"there is no {self.run_dir}", advice="create it, owned by root") from None
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _open(self, below: str, create: int | None) -> int:
+        path = f"{self._path}/{below}" if below else self._path
+        try:
+            return open_directory(path, private=True, create=create)
+        except UnsafePath as error:
+            raise JournalError(f"the journal cannot be trusted: {error}", advice=error.advice) from None
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise JournalError(f"cannot open {path}: {error.strerror}") from None
+
+    def _parse(self, name: str, text: bytes) -> Record:
+        if len(text) > _MAX_BYTES:
+            raise self._damaged(name, "it is too large")
+        try:
+            data = json.loads(text.decode("ascii"))
+        except ValueError:
+            raise self._damaged(name, "it is cut short or garbled") from None
+        if not isinstance(data, dict) or data.pop("v", None) != 1 or set(data) != set(Record._fields):
+            raise self._damaged(name, "its fields are not those of a journal")
+        _check_types(data, lambda why: self._damaged(name, why))
+        return Record(**data)
+
+    def _damaged(self, name: str, why: str) -> JournalError:
+        return JournalError(
+            f"the journal {self._path}/{name} is damaged: {why}",
+            advice="tear-down works without it; remove the file once the scratch is gone",
+        )
+
+
+def _check_types(data: dict[str, Any], damaged: Any) -> None:  # noqa: ANN401  (a callable that makes the error)
+    for field, default in Record(0, "", 0)._asdict().items():
+        value = data[field]
+        if type(value) is not type(default) and not (type(default) is float and type(value) is int):
+            raise damaged(f"{field} has a value of another kind")
+    if data["state"] not in STATES:
+        raise damaged("its state is unknown")
+
+
+def _check_job(job: int) -> int:
+    """Ids are numbers and nothing else: they become file names."""
+    if type(job) is not int or not 0 < job < 2**32:
+        raise JournalError(f"{job!r} is not a job id")
+    return job

@@ -1,0 +1,151 @@
+"""The backing store: a file, a logical volume, or a whole device. Whatever it is, only ciphertext ever reaches it.
+
+:func:`make` gives a block device for the mapping; :func:`remove` takes back what it made, and may be repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, NamedTuple
+
+from keys.scratch import blockdevice, loop, volume
+from keys.scratch.errors import NodeBroken, ScratchTooLarge
+from keys.scratch.paths import open_directory
+
+if TYPE_CHECKING:
+    from keys.process import Budget
+    from keys.scratch.plan import ScratchNames, ScratchPlan
+
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Backing(NamedTuple):
+    """A block device to put the mapping on; ``held`` keeps it for us until the mapping does, and is closed then."""
+
+    device: str
+    held: int | None
+
+
+def make_file(plan: ScratchPlan) -> int:
+    """Create and size the backing file, and return its descriptor. Nothing is left of it when this fails.
+
+    Space is reserved (fallocate(2): no block is written, so it takes the same time for any size), or with
+    ``overcommit`` left to be found when it is written to.
+
+    :raises ScratchTooLarge: there is no space for it.
+    :raises NodeBroken: something is already there (a file or link of our name), the folder is not safe, or the file
+        system cannot reserve.
+    """
+    name = plan.names.path.rpartition("/")[2]
+    folder = open_directory(plan.directory, private=True, create=0o700)
+    try:
+        try:
+            file = os.open(name, _CREATE, 0o600, dir_fd=folder)
+        except FileExistsError:
+            raise NodeBroken(
+                f"{plan.names.path} is already there, and it is not from this start of the job",
+                advice="if the job runs nowhere, take it down: secure-slurm node clean",
+            ) from None
+        try:
+            _size(file, plan)
+        except BaseException:
+            os.close(file)
+            os.unlink(name, dir_fd=folder)
+            raise
+        return file
+    finally:
+        os.close(folder)
+
+
+def _size(file: int, plan: ScratchPlan) -> None:
+    try:
+        if plan.overcommit:
+            os.ftruncate(file, plan.mapped_bytes)
+        else:
+            _reserve(file, plan.mapped_bytes)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise ScratchTooLarge(
+                f"node {plan.node} has no {plan.size_bytes} bytes of scratch free ({error.strerror})"
+            ) from None
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise NodeBroken(
+                f"the file system of {plan.directory} cannot reserve space",
+                advice="use a local ext4 or xfs, or set scratch.overcommit",
+            ) from None
+        raise
+
+
+def _reserve(file: int, size: int) -> None:
+    # Not os.posix_fallocate: where the file system cannot reserve, the C library's writes to every block instead,
+    # for hours. ctypes gives the system call's own answer.
+    libc = ctypes.CDLL(None, use_errno=True)
+    while libc.fallocate(ctypes.c_int(file), 0, ctypes.c_long(0), ctypes.c_long(size)) != 0:
+        number = ctypes.get_errno()
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))
+
+
+def attach_file(file: int, names: ScratchNames) -> Backing:
+    """Put the backing file on a loop device. The device goes away with the last of its users (autoclear)."""
+    held, device = loop.attach(file, names.path)
+    return Backing(device, held)
+
+
+def make_device(plan: ScratchPlan, budget: Budget) -> Backing:
+    """The logical volume (made for the job), or the whole device (checked to be free).
+
+    :raises ScratchTooLarge: it is too small, or the volume group is full.
+    :raises NodeBroken: it is in use, or not there.
+    """
+    if plan.backing == "lvm":
+        return Backing(volume.create(plan, budget), None)
+    return Backing(plan.device, blockdevice.claim(plan))
+
+
+def exists(names: ScratchNames, budget: Budget) -> bool:
+    """Whether something of this job's backing store is there. A whole device always is, and is never the job's."""
+    if names.backing == "lvm":
+        return volume.exists(names.path, budget)
+    return names.backing == "file" and os.path.lexists(names.path)
+
+
+def remove(names: ScratchNames, budget: Budget) -> list[str]:
+    """Take the backing store away; what was removed, as ``kind: name``. A whole device is left as it is: ciphertext.
+
+    :raises NodeBroken: it is still in use, or is something that is not ours to remove.
+    """
+    if names.backing == "lvm":
+        return [f"volume: {names.path}"] if volume.remove(names.path, budget) else []
+    if names.backing != "file":
+        return []
+    removed = []
+    for device in loop.find(names.path):
+        loop.detach(device)
+        removed.append(f"loop: {device}")
+    if _unlink(names.path):
+        removed.append(f"file: {names.path}")
+    return removed
+
+
+def _unlink(path: str) -> bool:
+    directory, _, name = path.rpartition("/")
+    try:
+        folder = open_directory(directory, private=True)
+    except FileNotFoundError:
+        return False
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                raise NodeBroken(f"{path} is a folder, not a backing file", advice="look at it, and remove it by hand")
+            os.unlink(name, dir_fd=folder)
+            return True
+        return False
+    finally:
+        os.close(folder)
