@@ -102,7 +102,7 @@ class VaultSession:
             # a renewed certificate on disk is only seen by a new connection
             self._close_idle()
             action = "accept the login"
-            answer = _judged(action, *self._send(action, self._login, ""))
+            answer = _judged(action, *self._send(action, self._login, ""), login=True)
             self._token, life = _login_result(answer)
             self._renew_at = time.monotonic() + life * (1 - RENEW_SHARE)
             return self._token, True
@@ -201,10 +201,11 @@ def _json(response: Any) -> dict[str, Any]:  # noqa: ANN401 - requests.Response
     return answer if isinstance(answer, dict) else {}
 
 
-def _judged(action: str, status: int, answer: dict[str, Any]) -> dict[str, Any]:
+def _judged(action: str, status: int, answer: dict[str, Any], *, login: bool = False) -> dict[str, Any]:
     if status not in OK:
         errors = answer.get("errors")
-        raise_for_answer(action, status, [str(text) for text in errors] if isinstance(errors, list) else None)
+        texts = [str(text) for text in errors] if isinstance(errors, list) else None
+        raise_for_answer(action, status, texts, login=login)
     return answer
 
 

@@ -63,7 +63,6 @@ _KNOWN: tuple[tuple[str, type[VaultError], str], ...] = (
 )
 # 500 covers both a broken server and one that has just lost its leader: only the second gets better by itself
 _NOT_ACTIVE = ("local node not active", "active cluster node not found", "context deadline exceeded")
-_LOGIN = ("invalid role or secret id", "no chain matching", "invalid certificate", "no client certificate")
 
 # sealed or starting 503, gateways 502 and 504, quota 429, not the replica asked for 412, 472, 473
 _RETRY = {
@@ -78,10 +77,11 @@ _RETRY = {
 _RETRY_ADVICE = "look at the server's state (bao status); nothing was lost, the request can be repeated"
 
 
-def raise_for_answer(action: str, status: int, errors: Sequence[str] | None) -> NoReturn:
+def raise_for_answer(action: str, status: int, errors: Sequence[str] | None, *, login: bool = False) -> NoReturn:
     """Raise what an answer that is not 2xx means. ``action`` completes "Vault could not ...".
 
     ``errors``: the list of that name in the answer; None when it has none, as an answer that is not Vault's own.
+    ``login``: the request was a login, which Vault refuses with 400.
     BackendUnavailable when repeating may help; VaultDenied, VaultNotFound, VaultConflict, DeletionNotAllowed; else
     VaultError.
     """
@@ -95,14 +95,13 @@ def raise_for_answer(action: str, status: int, errors: Sequence[str] | None) -> 
         )
     if status == INTERNAL and any(phrase in text for phrase in _NOT_ACTIVE):
         raise BackendUnavailable(f"Vault could not {action}: no server is active", advice=_RETRY_ADVICE)
+    # a login that is refused is 400 in Vault: wrong secret id, certificate, common name or address
+    if login and status in {BAD_REQUEST, FORBIDDEN}:
+        raise VaultDenied(f"Vault refused to {action}", rule=RULE_LOGIN, advice=_LOGIN_ADVICE)
     if status == FORBIDDEN:
         raise VaultDenied(
             f"Vault refused to {action}: permission denied",
             advice="compare the policies with the shipped ones: secure-slurm vault init --check",
-        )
-    if status == BAD_REQUEST and any(phrase in text for phrase in _LOGIN):
-        raise VaultDenied(
-            f"Vault refused to {action}: it does not know these credentials", rule=RULE_LOGIN, advice=_LOGIN_ADVICE
         )
     for phrase, error, words in _KNOWN:
         if phrase in text:
@@ -117,6 +116,7 @@ def raise_for_answer(action: str, status: int, errors: Sequence[str] | None) -> 
 
 
 _LOGIN_ADVICE = (
+    "does the request come from an address that the role allows? "
     "head node: make a new secret id (secure-slurm vault init --secret-id-out FILE); "
     "compute node: is its certificate current, signed by the nodes' CA, and its CN the Slurm node name?"
 )

