@@ -33,14 +33,21 @@ def force(expression: str | None, feature: str) -> str:
     """
     if not expression:
         return feature
-    check(expression)
-    # nothing behind it and a top-level AND before it: the final term already binds the whole
-    if expression == feature or expression.endswith((f"&{feature}", f",{feature}")):
+    if is_forced(expression, feature) and len(expression) <= MAX_LENGTH:
         return expression
+    check(expression)
     forced = f"{expression}&{feature}"
     if len(forced) > MAX_LENGTH:
         raise Refused(RULE, f"the constraint is longer than {MAX_LENGTH} characters", advice="shorten --constraint")
     return forced
+
+
+def is_forced(expression: str, feature: str) -> bool:
+    """Whether the feature binds the whole expression, written as :func:`force` writes it."""
+    if expression == feature:
+        return True
+    asked, found, rest = expression.rpartition(f"&{feature}")
+    return bool(found) and not rest and (_CHAIN.fullmatch(asked) or _EITHER.fullmatch(asked)) is not None
 
 
 def check(expression: str) -> None:

@@ -13,12 +13,12 @@ import hashlib
 import hmac
 import os
 import re
-import stat
 import time
 
 import attrs
 
 from conf.errors import ConfigError, Refused
+from conf.safefile import read_safely
 from keys.secret import Secret
 
 PREFIX = "secure-slurm/1 "
@@ -123,24 +123,16 @@ def looks_like(text: str | None) -> bool:
 
 
 def load_key(path: str) -> Secret:
-    """The MAC key from a file. Refuses (ConfigError) a link, an irregular or shared file, and fewer than 32 bytes."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the record key: {error.strerror}") from None
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise ConfigError(f"{path}: the record key is not a regular file")
-        if found.st_uid not in (0, os.geteuid()):
-            raise ConfigError(f"{path}: the record key belongs to uid {found.st_uid}", advice="chown it to root")
-        if found.st_mode & 0o027:
-            raise ConfigError(f"{path}: the record key can be read by others or changed", advice="chmod it to 0640")
-        data = os.read(descriptor, MAX_KEY + 1)
-    finally:
-        os.close(descriptor)
-    if not MIN_KEY <= len(data) <= MAX_KEY:
-        raise ConfigError(f"{path}: the record key has {len(data)} bytes; {MIN_KEY} to {MAX_KEY} are needed")
+    """The MAC key from a file that root trusts and others cannot read (conf.safefile says what is refused: ConfigError).
+
+    Fewer than 32 bytes are refused as well.
+    """
+    data = read_safely(path, secret=True, limit=MAX_KEY)
+    if len(data) < MIN_KEY:
+        raise ConfigError(
+            f"{path}: the record key has {len(data)} bytes, {MIN_KEY} are needed",
+            advice=f"make one with: head -c {MIN_KEY} /dev/urandom",
+        )
     return Secret(data)
 
 

@@ -6,7 +6,6 @@ than the script says, never weaker.
 
 from __future__ import annotations
 
-import shlex
 from typing import NamedTuple
 
 from conf.errors import UsageError
@@ -60,30 +59,22 @@ def _other_word(line: str) -> bool:
 
 
 def _from_line(line: str) -> Asked:
-    rest = line[len(DIRECTIVE) :].rstrip("\r")
-    if rest[:1] not in (" ", "\t"):
+    words = line.split()
+    if words[0] != DIRECTIVE:
         raise UsageError(f"the line {quote(line)} of the script is not understood", advice=_ADVICE)
-    try:
-        words = shlex.split(rest, comments=True)
-    except ValueError:
-        raise UsageError(f"the quotes in {quote(line)} of the script do not match", advice=_ADVICE) from None
-    return _asked(f"the script's line {quote(line)}", _options(words, line))
-
-
-def _options(words: list[str], line: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    left = iter(words)
-    for word in left:
-        option, equals, value = word.partition("=")
+    pairs: dict[str, str] = {}
+    for word in words[1:]:
+        if word.startswith("#"):
+            break
+        option, _, value = word.partition("=")
         key = _OPTIONS.get(option)
-        if key is None:
+        if key is None or not value:
             raise UsageError(f"{quote(word)} in {quote(line)} of the script is not understood", advice=_ADVICE)
-        if key in found:
-            raise UsageError(f"{quote(line)} of the script says {key} twice", advice=_ADVICE)
-        found[key] = value if equals else next(left, "")
-    if not found:
+        if pairs.setdefault(key, value) != value:
+            raise UsageError(f"the line {quote(line)} of the script says {key} twice", advice=_ADVICE)
+    if not pairs:
         raise UsageError(f"the line {quote(line)} of the script says nothing", advice=_ADVICE)
-    return found
+    return _asked(f"the script's line {quote(line)}", pairs)
 
 
 def _asked(source: str, pairs: dict[str, str]) -> Asked:

@@ -1,0 +1,246 @@
+"""Every rule of a change to a stored job: what it refuses, and the nearest change that it lets pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+import pytest
+from pytest_mock import MockerFixture
+
+from conf.policy import Policy
+from keys.secret import Secret
+from slurm_hooks import engine, record
+from slurm_hooks.filters import change
+from slurm_hooks.filters.verdict import Context
+
+Fields = dict[str, bytes]
+Changes = dict[str, bytes | None]
+Decide = Callable[..., engine.Decision]
+
+ROOT: Changes = {"modify_uid": b"0"}
+SLURM: Changes = {"modify_uid": b"64030"}
+OPERATOR: Changes = {"modify_uid": b"1003"}
+
+TAGGED_REFUSED: list[tuple[str, Changes]] = [
+    ("modify.tag", {"extra": b""}),
+    ("modify.tag", {"extra": b"note"}),
+    ("modify.tag", {"extra": b"secure-slurm:class=internal"}),
+    ("modify.tag", {"extra": b"secure-slurm:class=internal", **ROOT}),
+    ("modify.tag", {"extra": b"secure-slurm:class=internal", **SLURM}),
+    ("modify.field", {"requeue": b"0"}),
+    ("modify.field", {"requeue": b"0", **ROOT}),
+    ("modify.field", {"admin_comment": b"x"}),
+    ("modify.field", {"user_id": b"1002", **ROOT}),
+    ("modify.field", {"reservation": b"maintenance"}),
+    ("modify.field", {"req_nodes": b"n9"}),
+    ("modify.field", {"exc_nodes": b"n9"}),
+    ("modify.field", {"account": b"other"}),
+    ("modify.field", {"qos": b"high", **ROOT}),
+    ("modify.field", {"dependency": b"expand:3"}),
+    ("modify.field", {"shared": b"1", **ROOT}),
+    ("modify.field", {"work_dir": b"/tmp"}),
+    ("modify.field", {"std_out": b"/tmp/out"}),
+    ("modify.field", {"num_tasks": b"4"}),
+    ("modify.field", {"tres_per_node": b"gpu:1"}),
+    ("modify.field", {"licenses": b"x"}),
+    ("modify.field", {"mcs_label": b"x"}),
+    ("modify.field", {"clusters": b"other"}),
+    ("modify.field", {"a_field_of_tomorrow": b"1"}),
+    ("modify.record", {"admin_comment": b"", **ROOT}),
+    ("modify.record", {"admin_comment": b"gone", **ROOT}),
+    ("modify.record", {"admin_comment": b"secure-slurm/1 cluster=test", **SLURM}),
+    ("identity.modify-uid", {"comment": b"x", **OPERATOR}),
+    ("identity.modify-uid", {"partition": b"open", **OPERATOR}),
+    ("identity.modify-uid", {"priority": b"0", "comment": b"x", **OPERATOR}),
+    ("residency.constraint", {"features": b"us"}),
+    ("residency.constraint", {"features": b"a*2"}),
+    ("residency.constraint", {"prefer": b"us", **ROOT}),
+    ("residency.partition", {"partition": b"us"}),
+    ("residency.partition", {"partition": b"us", **ROOT}),
+    ("role.partition", {"partition": b"gpu"}),
+    ("input.control-characters", {"name": b"a\nb"}),
+    ("input.control-characters", {"comment": b"a\x1bb"}),
+    ("input.control-characters", {"partition": b"open", "comment": b"a\x1bb"}),
+    ("input.too-long", {"comment": b"x", "comment__cut": b"1"}),
+    ("input.too-long", {"partition": b"open", "partition__cut": b"1"}),
+    ("record.mac", {"rec__admin_comment": b"secure-slurm/1 cluster=test uid=0 mac=" + b"0" * 64}),
+    ("record.syntax", {"rec__admin_comment": b"secure-slurm/1 cluster=test"}),
+    ("record.missing", {"rec__admin_comment": None}),
+    ("record.missing", {"rec__admin_comment": b"my secure-slurm/1 story"}),
+    ("record.missing", {"rec__admin_comment": None, **ROOT}),
+    ("record.mismatch", {"rec__extra": None}),
+    ("record.mismatch", {"rec__extra": b"secure-slurm:class=internal"}),
+    ("record.mismatch", {"rec__user_id": b"1002"}),
+    ("record.mismatch", {"rec__user_id": None}),
+    ("engine.error", {"modify_uid": None}),
+    ("engine.error", {"rec__user_id": b"alice"}),
+]
+
+
+@pytest.mark.parametrize(("rule", "changed"), TAGGED_REFUSED)
+def test_refused_for_a_tagged_job(modify: Decide, stored: Fields, rule: str, changed: Changes) -> None:
+    decision = modify(stored, **changed)
+
+    assert (decision.allowed, decision.rule) == (False, rule), decision
+    assert decision.message
+    assert decision.advice
+    assert set(decision.answer()) == {"verdict", "rule", "message", "advice"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, {}),
+        ({"name": b"other", "comment": b"why", "time_limit": b"60", "begin_time": b"1795288887"}, {}),
+        ({"priority": b"0"}, {}),
+        ({"priority": b"0", **OPERATOR}, {}),
+        ({"priority": b"4294967295", **ROOT}, {}),
+        ({"min_nodes": b"1", "max_nodes": b"2", "min_mem_per_node": b"100", "mail_type": b"3"}, {}),
+        ({"requeue": b"1"}, {}),
+        ({"extra": b"secure-slurm:class=phi;residency=eu;scratch=1073741824"}, {}),
+        ({"user_id": b"1001", "user_name": b"alice", "het_job_offset": b"0"}, {}),
+        ({"partition": b"open"}, {}),
+        ({"partition": b"open", "rec__features": b"big"}, {"features": "big&eu"}),
+        ({"partition": b"open", "rec__features": None}, {"features": "eu"}),
+        ({"features": b"a|b"}, {"features": "a|b&eu"}),
+        ({"features": b""}, {"features": "eu"}),
+        ({"prefer": b"fast"}, {"prefer": "fast&eu"}),
+        ({"prefer": b""}, {}),
+        ({"prefer": b"fast", "partition": b"phi,open", **ROOT}, {"prefer": "fast&eu"}),
+    ],
+)
+def test_allowed_for_a_tagged_job(modify: Decide, stored: Fields, changed: Changes, told: dict[str, str]) -> None:
+    decision = modify(stored, **changed)
+
+    assert (decision.allowed, decision.rule, dict(decision.changes)) == (True, "allow.tagged", told), decision
+
+
+@pytest.mark.parametrize("who", [ROOT, SLURM])
+def test_a_reason_may_be_added_behind_the_record(modify: Decide, stored: Fields, who: Changes) -> None:
+    text = stored["rec.admin_comment"]
+
+    assert modify(stored, admin_comment=text, **who).allowed
+    assert modify(stored, admin_comment=text + b" | no key: Vault is sealed", **who).allowed
+    again = {**stored, "rec.admin_comment": text + b" | first"}
+    assert modify(again, admin_comment=text + b" | second", **who).allowed
+    assert modify(again, admin_comment=text, **who).allowed
+
+
+@pytest.mark.parametrize("tail", [b" ", b" x", b"x", b" |", b"| x", b" | a\nb", b" | \xff", b" | " + b"x" * 5000])
+def test_nothing_else_may_be_added_to_the_record(modify: Decide, stored: Fields, tail: bytes) -> None:
+    decision = modify(stored, admin_comment=stored["rec.admin_comment"] + tail, **ROOT)
+
+    assert decision.rule == "modify.record"
+
+
+def test_a_cut_admin_comment_is_not_compared(modify: Decide, stored: Fields) -> None:
+    text = stored["rec.admin_comment"]
+
+    assert modify(stored, admin_comment=text, admin_comment__cut=b"1", **ROOT).rule == "modify.record"
+
+
+def test_a_long_reason_behind_the_stored_record_does_not_hide_it(modify: Decide, stored: Fields) -> None:
+    text = (stored["rec.admin_comment"] + b" | " + b"x" * 9000)[:8192]
+
+    decision = modify({**stored, "rec.admin_comment": text}, name=b"n", **{"rec__admin_comment__cut": b"1"})
+
+    assert decision.rule == "allow.tagged"
+
+
+def test_a_plain_change_needs_no_group_members(modify: Decide, stored: Fields, policy: Policy) -> None:
+    """The lifecycle daemon writes its reasons and an owner holds his job, whatever LDAP does."""
+    unknown = Context(policy, None, "stale", "wait")
+
+    assert modify(stored, given=unknown, priority=b"0").allowed
+    assert modify(stored, given=unknown, partition=b"open").rule == "rbac.snapshot"
+
+
+def test_a_move_is_judged_by_the_owners_roles(modify: Decide, stored: Fields, context: Context) -> None:
+    lost = attrs.evolve(context.policy, roles={"all": context.policy.roles["all"]})
+
+    assert modify(stored, given=context._replace(policy=lost), partition=b"open", **ROOT).rule == "rbac.role"
+
+
+def test_a_record_of_another_key_or_cluster_is_not_ours(
+    stored: Fields, context: Context, signer: engine.Signer
+) -> None:
+    other_key = signer._replace(key=Secret(b"x" * 32))
+    other_cluster = signer._replace(cluster="prod")
+
+    assert engine.decide_modify(stored, context, other_key).rule == "record.mac"
+    assert engine.decide_modify(stored, context, other_cluster).rule == "record.mismatch"
+
+
+UNTAGGED: Fields = {
+    "verb": b"modify",
+    "modify_uid": b"1002",
+    "rec.user_id": b"1002",
+    "rec.user_name": b"bob",
+    "rec.job_id": b"8",
+    "rec.partition": b"open",
+}
+
+
+@pytest.mark.parametrize(
+    ("rule", "changed"),
+    [
+        ("modify.tag", {"extra": b"secure-slurm:class=phi"}),
+        ("modify.tag", {"extra": b"Secure-Slurm", **ROOT}),
+        ("record.foreign", {"admin_comment": b"secure-slurm/1 cluster=test", **ROOT}),
+        ("tag.missing", {"partition": b"phi"}),
+        ("tag.missing", {"partition": b"open,phi", **ROOT}),
+        ("input.too-long", {"partition": b"open", "partition__cut": b"1"}),
+        ("input.too-long", {"extra": b"x", "extra__cut": b"1"}),
+        ("input.too-long", {"admin_comment": b"x", "admin_comment__cut": b"1", **ROOT}),
+    ],
+)
+def test_refused_for_an_untagged_job(modify: Decide, rule: str, changed: Changes) -> None:
+    decision = modify(UNTAGGED, **changed)
+
+    assert (decision.allowed, decision.rule) == (False, rule), decision
+    assert decision.advice
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"partition": b"us"},
+        {"extra": b"note"},
+        {"extra": b""},
+        {"features": b"a*2"},
+        {"requeue": b"0"},
+        {"account": b"x", "qos": b"y", "req_nodes": b"n1"},
+        {"admin_comment": b"note", **ROOT},
+        {"comment": b"\xff\n", "comment__cut": b"1"},
+        {"rec__admin_comment": b"a note of root's"},
+        {"rec__extra": b"note", **OPERATOR},
+    ],
+)
+def test_allowed_for_an_untagged_job(modify: Decide, changed: Changes) -> None:
+    decision = modify(UNTAGGED, **changed)
+
+    assert (decision.allowed, decision.rule, dict(decision.changes)) == (True, "allow.untagged", {}), decision
+
+
+def test_a_stored_record_is_never_written_again(modify: Decide, stored: Fields) -> None:
+    """The plugin could not write it during a user's change, so an attempt would refuse everything."""
+    assert "admin_comment" not in modify(stored, features=b"a").changes
+
+
+def test_an_exception_is_a_refusal(modify: Decide, stored: Fields, mocker: MockerFixture) -> None:
+    mocker.patch.object(change, "tagged", side_effect=RuntimeError("canary"))
+
+    decision = modify(stored, name=b"x")
+
+    assert decision.rule == "engine.error"
+    assert "canary" not in str(decision)
+
+
+def test_what_the_trail_says(modify: Decide, stored: Fields) -> None:
+    decision = modify(stored, partition=b"open", **ROOT)
+
+    assert (decision.verb, decision.uid, decision.actor, decision.job) == ("modify", 1001, 0, 7)
+    assert decision.partition == "open"
+    assert decision.nonce == record.verify(stored["rec.admin_comment"].decode(), Secret(b"k" * 32)).nonce
