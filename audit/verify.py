@@ -17,7 +17,6 @@ from audit import events
 from audit.line import (
     FRAME,
     GENESIS,
-    HEAD_SUFFIX,
     TRAIL_SUFFIX,
     ZERO_HASH,
     Link,
@@ -26,7 +25,7 @@ from audit.line import (
     parse_line,
     parse_link,
 )
-from audit.reading import Place, find_files, read_lines, side_file, unreadable
+from audit.reading import Place, find_files, find_heads, read_lines, side_file, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -96,12 +95,9 @@ def verify(paths: Iterable[Path]) -> Report:
 def _orphans(paths: Iterable[Path], files: Iterable[Path]) -> list[Finding]:
     """Head files in the given directories whose trail is gone altogether."""
     owned = {side_file(path) for path in files}
-    heads = [
-        head for path in paths if path.is_dir() for head in sorted(path.glob("[!.]*" + TRAIL_SUFFIX + HEAD_SUFFIX))
-    ]
     return [
         Finding("truncated", str(head), 0, "the whole file that this head belongs to is gone")
-        for head in heads
+        for head in find_heads(paths)
         if head not in owned
     ]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from audit.events import COMMON, EVENTS
 from conf.errors import SecureSlurmError
 
 ROOT = Path(__file__).parents[2]
@@ -140,6 +141,26 @@ def test_every_exception_has_the_one_root(module: str) -> None:
         if issubclass(each, BaseException):
             assert issubclass(each, SecureSlurmError), each
             assert each.exit_code in range(1, 6)
+
+
+def events_named(module: str) -> Iterator[tuple[ast.Call, str]]:
+    """The calls that name an audit event, whatever helper they go through, and every direct append to a chain."""
+    for call in (node for node in ast.walk(tree(module)) if isinstance(node, ast.Call)):
+        texts = [each.value for each in call.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+        direct = isinstance(call.func, ast.Attribute) and call.func.attr == "append"
+        if direct and any(word.arg == "durable" for word in call.keywords):
+            yield from ((call, text) for text in texts)
+        else:
+            yield from ((call, text) for text in texts if text in EVENTS and call.keywords)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "audit.events"])
+def test_audit_events_are_in_the_schema(module: str) -> None:
+    for call, event in events_named(module):
+        assert event in EVENTS, f"line {call.lineno}"
+        named = {"class" if word.arg == "klass" else word.arg for word in call.keywords if word.arg}
+        allowed = EVENTS[event].required | EVENTS[event].optional | COMMON
+        assert named - {"durable"} <= allowed, f"line {call.lineno}: {event}"
 
 
 def reached(module: str) -> set[str]:

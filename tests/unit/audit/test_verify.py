@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -230,6 +232,31 @@ def test_several_writers_and_one_bad_file_is_named(folder: Path) -> None:
     report = verify([folder])
     assert report.writers == ["n1-epilog", "n1-node", "n1-prolog"]
     assert {finding.file for finding in report.findings} == {str(folder / "n1-prolog.jsonl")}
+
+
+def test_directories_are_read_to_their_depth(folder: Path) -> None:
+    below = folder / "node-n2"
+    below.mkdir(mode=0o750)
+    Chain(below, "node", "n2").append("daemon.start", durable=True)
+    assert verify([folder]).writers == ["n1-node", "n2-node"]
+    (below / "n2-node.jsonl").unlink()
+    assert [finding.file for finding in verify([folder]).findings] == [str(below / "n2-node.jsonl.head")]
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    below = folder / "node-n2"
+    below.mkdir()
+    scandir = os.scandir
+
+    def denied(path: str) -> object:
+        # root may read everything, and tests run as root
+        if str(path) == str(below):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(ConfigError, match=r"cannot read .*node-n2"):
+        verify([folder])
 
 
 def test_unreadable_is_a_config_error(folder: Path) -> None:
