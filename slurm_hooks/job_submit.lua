@@ -86,10 +86,11 @@ local function read_config()
   return found
 end
 
-local function log(write, text)
-  if type(write) == "function" then
-    pcall(write, "%s", (string.gsub("secure-slurm: " .. tostring(text), "%c", "?")))
-  end
+-- Called where nothing may fail any more.
+local function log_error(text)
+  pcall(function()
+    slurm.log_error("%s", (string.gsub("secure-slurm: " .. tostring(text), "%c", "?")))
+  end)
 end
 
 -- Read again now and then, so that a partition which demands a tag from today on is known without a restart.
@@ -104,7 +105,7 @@ local function refresh_config()
   if ok then
     config = found
   else
-    log(slurm.log_error, found)
+    log_error(found)
   end
 end
 
@@ -302,11 +303,13 @@ end
 -- What is told to the user ----------------------------------------------------------------------------------------
 
 local function tell(text)
-  -- everything but line feeds that could reach a terminal as a command goes
-  local clean = string.gsub(text, "%c", function(char)
-    return char == "\n" and char or "?"
+  pcall(function()
+    -- everything but line feeds that could reach a terminal as a command goes
+    local clean = string.gsub(text, "%c", function(char)
+      return char == "\n" and char or "?"
+    end)
+    slurm.log_user("%s", clean)
   end)
-  pcall(slurm.log_user, "%s", clean)
 end
 
 local function refuse(rule, message, advice)
@@ -537,7 +540,7 @@ local function modify_trace(fields)
 end
 
 local function unanswered(problem, trace, verb)
-  log(slurm.log_error, "no decision about a " .. verb .. ": " .. tostring(problem))
+  log_error("no decision about a " .. verb .. ": " .. tostring(problem))
   if config.untagged_when_down == "allow" and not trace then
     return SUCCESS
   end
@@ -594,7 +597,7 @@ local function guarded(body, ...)
   end
   if not ok then
     close()
-    log(slurm.log_error, result)
+    log_error(result)
     pcall(refuse, "engine.error", "the submission filter failed, so the job was refused",
       "tell an admin: slurmctld's log has the details")
   end

@@ -123,7 +123,7 @@ def looks_like(text: str | None) -> bool:
 
 
 def load_key(path: str) -> Secret:
-    """The MAC key from a file that root trusts and others cannot read (conf.safefile says what is refused: ConfigError).
+    """The MAC key from a file that root trusts and others cannot read (ConfigError; see conf.safefile).
 
     Fewer than 32 bytes are refused as well.
     """
