@@ -150,7 +150,11 @@ def parse(data: bytes) -> Snapshot:
         raise _damaged("source or groups missing")
     if not groups:
         raise Refused("directory.empty", "the members file names no group", advice=_ADVICE)
-    return Snapshot(float(loaded_at), source, {dn: _parse_group(dn, value) for dn, value in groups.items()})
+    parsed = {dn: _parse_group(dn, value) for dn, value in groups.items()}
+    # each name once, however many groups it is in
+    if not all(map(valid_user_name, frozenset().union(*(group.members for group in parsed.values())))):
+        raise _damaged("a member is no login name")
+    return Snapshot(float(loaded_at), source, parsed)
 
 
 def _parse_group(dn: str, value: object) -> Group:
@@ -159,8 +163,8 @@ def _parse_group(dn: str, value: object) -> Group:
     name, members, missing = value.get("name"), value.get("members"), value.get("missing", False)
     if not isinstance(name, str) or not isinstance(members, list) or not isinstance(missing, bool):
         raise _damaged(f"group {dn[:80]!a} lacks its name or members")
-    if not all(isinstance(member, str) and valid_user_name(member) for member in members):
-        raise _damaged(f"group {dn[:80]!a} holds something that is no login name")
+    if not all(isinstance(member, str) for member in members):
+        raise _damaged(f"group {dn[:80]!a} holds something that is no name")
     if missing and members:
         raise _damaged(f"group {dn[:80]!a} is missing and has members")
     return Group(name, frozenset(members), missing)

@@ -1,0 +1,201 @@
+"""The daemon that reads the directory ahead: every ``ldap.refresh`` seconds it replaces the members file.
+
+It alone talks LDAP, as a user that may do nothing else. When the directory is away the old file stays, and whoever
+decides refuses once that is older than ``ldap.max_age``; nothing here ever makes an old reading look new.
+SIGHUP reads both configuration files again, SIGTERM and SIGINT end it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from conf import policy as policy_file
+from conf import site as site_file
+from conf.errors import EXIT_OK, ConfigError, Refused, SecureSlurmError
+from slurm_hooks.accounts import short
+from slurm_hooks.directory import CredentialsRefused
+from slurm_hooks.reading import Request, read_directory
+from slurm_hooks.serve import notify
+from slurm_hooks.snapshot import Snapshot, write_snapshot
+
+LOG = logging.getLogger("secure-slurm-ldapd")
+JITTER = 0.1  # of the interval, so that the daemons of two head nodes do not ask together for ever
+MAX_NAMES = 10  # of people in one log line
+_ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
+_SIGNALS = _ENDING | {signal.SIGHUP}
+
+
+def groups_of_policy(policy: policy_file.Policy) -> tuple[str, ...]:
+    """Every group that some role names, once, as written."""
+    return tuple(dict.fromkeys(group for role in policy.roles.values() for group in role.groups))
+
+
+class Reader:
+    """Keeps one members file up to date. ``clock`` gives Unix seconds."""
+
+    def __init__(self, site: site_file.Ldap, groups: Sequence[str], *, clock: Callable[[], float] = time.time) -> None:
+        self.site = site
+        self.request = Request(
+            flavour=site.flavour,
+            uris=tuple(site.uris),
+            ca_file=site.ca_file,
+            bind_dn=site.bind_dn,
+            bind_password_file=site.bind_password_file,
+            base=site.base,
+            user_attribute=site.user_attribute,
+            groups=tuple(groups),
+        )
+        self.clock = clock
+        self.last: Snapshot | None = None
+        self._failed = False
+        self._refused = 0  # logins in a row that were refused
+        self._said: frozenset[str] = frozenset()
+
+    def recall(self) -> None:
+        """Take the file that an earlier run left as what is known, for the log; an unusable one is as good as none."""
+        try:
+            self.last = Snapshot.load(self.site.snapshot, os.geteuid(), max_age=self.site.max_age, now=self.clock())
+        except Refused as refusal:
+            LOG.info("no earlier members are in use: %s", refusal)
+
+    def refresh(self, *, stopping: Callable[[], bool] = lambda: False) -> None:
+        """Read once and replace the file. Raises what the reading or the writing raised; the old file then stays."""
+        # The moment before the reading: what the directory changed since may be missing from it.
+        started = self.clock()
+        try:
+            reading = read_directory(self.request, started, stopping=stopping)
+            snapshot = Snapshot(started, reading.uri, reading.members.groups)
+            write_snapshot(self.site.snapshot, snapshot)
+        except SecureSlurmError as error:
+            self._failed = True
+            self._refused = self._refused + 1 if isinstance(error, CredentialsRefused) else 0
+            raise
+        self._report(snapshot, frozenset((*reading.failures, *reading.members.notes)))
+        self.last, self._failed, self._refused = snapshot, False, 0
+
+    def delay(self) -> float:
+        """Seconds until the next reading. Refused logins make it longer each time, for they count towards a lock."""
+        interval = self.site.refresh
+        if self._refused:
+            interval = min(interval * 2.0 ** min(self._refused, 20), max(interval, self.site.max_age))
+        return interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load, guards nothing
+
+    def situation(self) -> str:
+        """What the deciders have to work with after a failure, in words."""
+        if self.last is None:
+            return "there are no members to fall back on: tagged jobs are refused"
+        age, limit = self.last.age(self.clock()), self.site.max_age
+        if age > limit:
+            return f"the last reading is {age:.0f} s old, more than {limit:.0f} s: tagged jobs are refused"
+        return f"the reading of {age:.0f} s ago stays in use until it is {limit:.0f} s old"
+
+    def _report(self, snapshot: Snapshot, remarks: frozenset[str]) -> None:
+        for remark in sorted(remarks - self._said):
+            LOG.warning("%s", remark)
+        self._said = remarks
+        if self.last is None or self._failed:
+            people = frozenset().union(*(group.members for group in snapshot.groups.values()))
+            LOG.info("members read from %s: %d groups, %d people", snapshot.source, len(snapshot.groups), len(people))
+        if self.last is not None:
+            for line in changes(self.last, snapshot):
+                LOG.info("%s", line)
+
+
+def changes(old: Snapshot, new: Snapshot) -> list[str]:
+    """One line for each group that is not as it was: ``'cn=…': +alice -bob``."""
+    lines = []
+    for dn, group in new.groups.items():
+        before = old.groups.get(dn)
+        if before is None:
+            lines.append(f"{short(dn)}: new in the policy, {len(group.members)} people")
+        elif before.members != group.members:
+            gone, come = before.members - group.members, group.members - before.members
+            lines.append(f"{short(dn)}:{_names('+', come)}{_names('-', gone)}")
+    lines += [f"{short(dn)}: no longer in the policy" for dn in old.groups if dn not in new.groups]
+    return lines
+
+
+def _names(sign: str, names: frozenset[str]) -> str:
+    text = "".join(f" {sign}{name}" for name in sorted(names)[:MAX_NAMES])
+    return text + (f" ({sign}{len(names) - MAX_NAMES} more)" if len(names) > MAX_NAMES else "")
+
+
+def make_reader(site_path: str, policy_path: str) -> Reader:
+    """A reader for what the two files say. Raises :class:`ConfigError`."""
+    groups = groups_of_policy(policy_file.load_policy(policy_path))
+    if not groups:
+        raise ConfigError(f"{policy_path}: no role names a group", advice="see roles.*.groups")
+    return Reader(site_file.load_site(site_path).ldap, groups)
+
+
+def _stopping() -> bool:
+    return bool(signal.sigpending() & _ENDING)
+
+
+def _attempt(reader: Reader) -> None:
+    try:
+        reader.refresh(stopping=_stopping)
+    except SecureSlurmError as error:
+        if not _stopping():
+            LOG.warning("the directory was not read: %s; %s. %s", error, reader.situation(), error.advice)
+
+
+def serve(site_path: str, policy_path: str) -> int:
+    """Run until SIGTERM. systemd hears READY after the first attempt, whether or not the directory was there."""
+    # Signals are held back and asked for, so that none ever cuts a reading or a file in two.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    reader = make_reader(site_path, policy_path)
+    reader.recall()
+    _attempt(reader)
+    notify("READY=1")
+    while True:
+        caught = signal.sigtimedwait(_SIGNALS, reader.delay())
+        if caught is not None and caught.si_signo in _ENDING:
+            notify("STOPPING=1")
+            LOG.info("ended by signal %d", caught.si_signo)
+            return EXIT_OK
+        if caught is not None:
+            reader = _reload(reader, site_path, policy_path)
+        _attempt(reader)
+
+
+def _reload(reader: Reader, site_path: str, policy_path: str) -> Reader:
+    try:
+        fresh = make_reader(site_path, policy_path)
+    except ConfigError as error:
+        LOG.error("the configuration in use stays, the new one is refused: %s", error)
+        return reader
+    if fresh.site.snapshot == reader.site.snapshot:
+        fresh.last = reader.last
+    LOG.info("configuration read again")
+    return fresh
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program: ``secure-slurm-ldapd [--site FILE] [--policy FILE] [--once]``; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="secure-slurm-ldapd", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--site", default=site_file.DEFAULT_PATH, metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--policy", default=policy_file.DEFAULT_PATH, metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--once", action="store_true", help="read once and end; the exit code says how it went")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
+    try:
+        if not options.once:
+            return serve(options.site, options.policy)
+        reader = make_reader(options.site, options.policy)
+        reader.refresh()
+    except SecureSlurmError as error:
+        LOG.error("%s. %s", error, error.advice)
+        return error.exit_code
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
