@@ -1,0 +1,265 @@
+"""The daemon with real files behind it: policy, members, key and audit trail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from pytest_mock import MockerFixture
+
+from audit.chain import AuditError
+from conf.errors import ConfigError
+from slurm_hooks import decisiond, wire
+from slurm_hooks.decisiond import Decider
+from slurm_hooks.membership import Group
+from slurm_hooks.serve import Peer
+from slurm_hooks.snapshot import Snapshot, write_snapshot
+
+Fields = dict[str, bytes]
+ROOT = Path(__file__).parents[3]
+ME = pwd.getpwuid(os.geteuid()).pw_name
+PEER = Peer(1, 0, 0)
+EU = "cn=phi-eu,ou=groups,dc=example,dc=org"
+
+SITE = """\
+version: 1
+cluster: {{name: test, head_nodes: [head], slurm_user: {user}}}
+controller: {{socket: {folder}/decide.sock, deadline: 1s, record_key: {folder}/record.key}}
+vault: {{address: "https://vault.example:8200", ca_file: /etc/ca.crt}}
+ldap:
+  flavour: openldap
+  uris: ["ldaps://ldap.example"]
+  ca_file: /etc/ca.crt
+  bind_dn: cn=x,dc=example,dc=org
+  bind_password_file: /etc/password
+  base: dc=example,dc=org
+  snapshot: {folder}/members.json
+audit: {{directory: {folder}/audit}}
+"""
+POLICY = """\
+version: 1
+jurisdictions: {eu: {feature: eu, regions: [eu-central-1]}}
+classes:
+  - {name: phi, residency: required, scratch: required, default_scratch: 1G, max_scratch: 1T}
+roles:
+  phi-eu: {groups: ["cn=phi-eu,ou=groups,dc=example,dc=org"], classes: [phi], jurisdictions: [eu]}
+partitions: {phi: {demand_tag: true, jurisdiction: eu}}
+"""
+
+
+class Place:
+    """A folder with everything the daemon reads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = folder / "secure-slurm.yaml"
+        self.policy = folder / "policy.yaml"
+        self.config.write_text(SITE.format(user=ME, folder=folder))
+        self.policy.write_text(POLICY)
+        (folder / "record.key").write_bytes(b"k" * 32)
+        (folder / "record.key").chmod(0o640)
+        (folder / "audit").mkdir(mode=0o750)
+        self.members("alice")
+        for path in (self.config, self.policy):
+            path.chmod(0o644)
+
+    def members(self, *names: str, loaded_at: float | None = None) -> None:
+        group = Group("phi-eu", frozenset(names))
+        write_snapshot(self.folder / "members.json", Snapshot(loaded_at or time.time(), "test", {EU: group}))
+
+    def decider(self) -> Decider:
+        return decisiond.build(str(self.config), str(self.policy), ME)[0]
+
+    def trail(self) -> list[dict[str, object]]:
+        lines: list[dict[str, object]] = []
+        for path in (self.folder / "audit").glob("*.jsonl"):
+            lines += [json.loads(line) for line in path.read_text().splitlines()]
+        return lines
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    tmp_path.chmod(0o755)
+    return Place(tmp_path)
+
+
+def tagged(fields: Fields) -> Fields:
+    return {**fields, "extra": b"secure-slurm:class=phi;residency=eu;scratch=1073741824"}
+
+
+def ask(decider: Decider, fields: Fields) -> dict[str, bytes | str]:
+    verb = decider.modify if fields["verb"] == b"modify" else decider.submit
+    return asyncio.run(verb(fields, PEER))
+
+
+def test_decisions_are_in_the_trail_before_they_are_answered(place: Place, fields: Fields, plain: Fields) -> None:
+    decider = place.decider()
+
+    assert ask(decider, tagged(fields))["verdict"] == "allow"
+    assert ask(decider, plain)["verdict"] == "allow"
+    assert ask(decider, {**tagged(fields), "user_name": b"bob"})["verdict"] == "refuse"
+    allowed, untagged, refused = place.trail()
+    assert (allowed["event"], allowed["verdict"], allowed["rule"]) == ("decision", "allow", "allow.tagged")
+    assert (allowed["uid"], allowed["class"], allowed["residency"], allowed["scratch"]) == (1001, "phi", "eu", 2**30)
+    assert allowed["partition"] == "phi"
+    assert len(str(allowed["nonce"])) == 32
+    assert (untagged["rule"], "class" in untagged) == ("allow.untagged", False)
+    assert (refused["verdict"], refused["rule"]) == ("refuse", "rbac.role")
+
+
+def test_hostile_partitions_do_not_break_the_trail(place: Place, plain: Fields) -> None:
+    decider = place.decider()
+
+    assert ask(decider, {**plain, "partition": b"\xff\n\x1b" + b"x" * 4000})["verdict"] == "allow"
+    assert len(place.trail()) == 1
+
+
+def test_without_the_trail_nothing_tagged_starts(
+    place: Place, fields: Fields, plain: Fields, mocker: MockerFixture
+) -> None:
+    decider = place.decider()
+    stuck = mocker.patch("audit.chain.Chain.append", side_effect=AuditError("no space"))
+
+    answer = ask(decider, tagged(fields))
+    assert (answer["verdict"], answer["rule"]) == ("refuse", "audit.unwritable")
+    assert not [name for name in answer if name.startswith("set.")]
+    assert ask(decider, plain)["verdict"] == "allow"
+    assert ask(decider, {**plain, "partition": b"phi"})["rule"] == "tag.missing"
+    mocker.stop(stuck)
+    assert ask(decider, tagged(fields))["verdict"] == "allow"
+
+
+def test_a_full_audit_folder_for_real(place: Place, fields: Fields, plain: Fields) -> None:
+    decider = place.decider()
+    (place.folder / "audit").rmdir()
+
+    assert ask(decider, tagged(fields))["rule"] == "audit.unwritable"
+    assert ask(decider, plain)["verdict"] == "allow"
+
+
+def test_a_changed_policy_is_taken_over(place: Place, fields: Fields, caplog: pytest.LogCaptureFixture) -> None:
+    decider = place.decider()
+    place.policy.write_text(POLICY.replace("name: phi,", "name: other,").replace("classes: [phi]", "classes: [other]"))
+    assert ask(decider, tagged(fields))["verdict"] == "allow"
+    decider.look()
+    assert ask(decider, tagged(fields))["rule"] == "class.unknown"
+
+    place.policy.write_text("version: [")
+    decider.look()
+    decider.look()
+    assert ask(decider, tagged(fields))["rule"] == "class.unknown"
+    assert "stays" in caplog.text
+
+    place.policy.unlink()
+    decider.look()
+    assert ask(decider, tagged(fields))["rule"] == "class.unknown"
+
+    place.policy.write_text(POLICY)
+    decider.look()
+    assert ask(decider, tagged(fields))["verdict"] == "allow"
+
+
+def test_changed_members_are_taken_over(place: Place, fields: Fields) -> None:
+    decider = place.decider()
+    place.members("bob")
+    decider.look()
+
+    assert ask(decider, tagged(fields))["rule"] == "rbac.role"
+
+
+def test_old_or_missing_members_refuse_tagged_jobs(place: Place, fields: Fields, plain: Fields) -> None:
+    place.members("alice", loaded_at=time.time() - 3600)
+    decider = place.decider()
+    assert ask(decider, tagged(fields))["rule"] == "rbac.snapshot"
+    assert ask(decider, plain)["verdict"] == "allow"
+    (place.folder / "members.json").unlink()
+    decider.look()
+    assert ask(decider, tagged(fields))["rule"] == "rbac.snapshot"
+
+
+@pytest.mark.parametrize("missing", ["secure-slurm.yaml", "policy.yaml", "record.key"])
+def test_without_its_files_it_does_not_start(place: Place, missing: str) -> None:
+    (place.folder / missing).unlink()
+
+    with pytest.raises(ConfigError):
+        place.decider()
+    assert decisiond.main(["--config", str(place.config), "--policy", str(place.policy), "--snapshot-user", ME]) == 3
+
+
+def test_an_unknown_user_is_a_mistake_of_the_admin(place: Place) -> None:
+    with pytest.raises(ConfigError, match="no-such-user"):
+        decisiond.build(str(place.config), str(place.policy), "no-such-user")
+
+
+def serving(place: Place, use: Callable[[str], Awaitable[None]]) -> None:
+    async def main() -> None:
+        decider, site, slurm = decisiond.build(str(place.config), str(place.policy), ME)
+        stop = asyncio.Event()
+        running = asyncio.create_task(decisiond.run(decider, site, slurm, stop))
+        while not Path(site.controller.socket).exists():
+            assert not running.done(), running
+            await asyncio.sleep(0.01)
+        try:
+            await asyncio.wait_for(use(site.controller.socket), 20)
+        finally:
+            stop.set()
+            await running
+
+    asyncio.run(main())
+
+
+def test_over_the_socket(place: Place, fields: Fields) -> None:
+    async def use(path: str) -> None:
+        answer = await asyncio.to_thread(wire.exchange, path, tagged(fields), timeout=5)
+        assert answer["verdict"] == b"allow"
+        assert answer["set.features"] == b"eu"
+        assert answer["set.admin_comment"].startswith(b"secure-slurm/1 cluster=test uid=1001 user=alice class=phi")
+        again = {
+            "verb": b"modify",
+            "modify_uid": b"1001",
+            "rec.user_id": b"1001",
+            "rec.extra": tagged(fields)["extra"],
+            "rec.admin_comment": answer["set.admin_comment"],
+            "name": b"other",
+        }
+        assert (await asyncio.to_thread(wire.exchange, path, again, timeout=5))["rule"] == b"allow.tagged"
+        assert (await asyncio.to_thread(wire.exchange, path, {"verb": "ping"}, timeout=5))["verdict"] == b"allow"
+        status = await asyncio.to_thread(wire.exchange, path, {"verb": "status"}, timeout=5)
+        if os.geteuid() == 0:
+            assert status["decided.allow"] == b"2"
+            assert status["audit"] == b"written"
+            assert b"s old" in status["members"]
+
+    serving(place, use)
+    assert [line["verb"] for line in place.trail()] == ["submit", "modify"]
+    assert list((place.folder / "audit").glob("*.head"))
+
+
+def test_the_daemon_as_a_process(place: Place, plain: Fields) -> None:
+    command = [sys.executable, "-m", "slurm_hooks.decisiond", "--config", str(place.config)]
+    command += ["--policy", str(place.policy), "--snapshot-user", ME]
+    path = place.folder / "decide.sock"
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            end = time.monotonic() + 20
+            while not path.exists():
+                assert process.poll() is None, process.stderr and process.stderr.read()
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            assert wire.exchange(str(path), plain, timeout=5)["verdict"] == b"allow"
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=20)
+
+    assert process.returncode == 0, errors
+    assert "deciding at" in errors
+    assert not path.exists()
