@@ -87,6 +87,11 @@ def ask(job: str) -> list[dict[str, object]]:
         try:
             found = _query([find_tool(tool), *words_of_it])
         except ProcessError as error:
+            if "wrote more than" in str(error):
+                raise UsageError(
+                    f"Slurm has more to say about job {job} than can be shown: it is a large array",
+                    advice=f"name one of its tasks, such as {job.partition('_')[0]}_1",
+                ) from None
             complaints.append(error.stderr or str(error))
             continue
         if found:

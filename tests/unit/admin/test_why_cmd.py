@@ -67,6 +67,12 @@ def test_an_answer_that_is_no_json_is_an_error(slurm: Path) -> None:
     assert main(["why", "7"]) == 5
 
 
+def test_a_large_array_is_asked_for_by_task(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers(slurm, "scontrol", "yes | head -c 100000000")
+    assert main(["why", "7"]) == 2
+    assert "7_1" in capsys.readouterr().err
+
+
 def test_a_held_job_in_words(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prints(slurm, "scontrol", [HELD])
     assert main(["why", "7"]) == 0
