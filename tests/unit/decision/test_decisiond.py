@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,7 +68,8 @@ class Place:
         self.policy.write_text(POLICY)
         (folder / "record.key").write_bytes(b"k" * 32)
         (folder / "record.key").chmod(0o640)
-        (folder / "audit").mkdir(mode=0o750)
+        (folder / "audit").mkdir(mode=0o755)
+        (folder / "audit" / "decision").mkdir(mode=0o750)
         self.members("alice")
         for path in (self.config, self.policy):
             path.chmod(0o644)
@@ -81,7 +83,7 @@ class Place:
 
     def trail(self) -> list[dict[str, object]]:
         lines: list[dict[str, object]] = []
-        for path in (self.folder / "audit").glob("*.jsonl"):
+        for path in (self.folder / "audit").rglob("*.jsonl"):
             lines += [json.loads(line) for line in path.read_text().splitlines()]
         return lines
 
@@ -138,9 +140,9 @@ def test_without_the_trail_nothing_tagged_starts(
     assert ask(decider, tagged(fields))["verdict"] == "allow"
 
 
-def test_a_full_audit_folder_for_real(place: Place, fields: Fields, plain: Fields) -> None:
+def test_a_missing_audit_folder_for_real(place: Place, fields: Fields, plain: Fields) -> None:
     decider = place.decider()
-    (place.folder / "audit").rmdir()
+    shutil.rmtree(place.folder / "audit")
 
     assert ask(decider, tagged(fields))["rule"] == "audit.unwritable"
     assert ask(decider, plain)["verdict"] == "allow"
@@ -241,7 +243,7 @@ def test_over_the_socket(place: Place, fields: Fields) -> None:
 
     serving(place, use)
     assert [line["verb"] for line in place.trail()] == ["submit", "modify"]
-    assert list((place.folder / "audit").glob("*.head"))
+    assert list((place.folder / "audit").rglob("*.head"))
 
 
 def test_the_daemon_as_a_process(place: Place, plain: Fields) -> None:
