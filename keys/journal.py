@@ -119,11 +119,13 @@ class Journal:
                 return None
             except OSError as error:
                 raise self._damaged(name, error.strerror or "cannot be opened") from None
-            with os.fdopen(descriptor, "rb") as file:
+            try:
                 status = os.fstat(descriptor)
                 if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
                     raise self._damaged(name, "it is not root's own private file")
-                text = file.read(_MAX_BYTES + 1)
+                text = os.read(descriptor, _MAX_BYTES + 1)
+            finally:
+                os.close(descriptor)
         record = self._parse(name, text)
         if record.job != job or record.node != self.node:
             raise self._damaged(name, "it is about another job or node")
@@ -157,9 +159,10 @@ class Journal:
 
     def remove(self, job: int) -> None:
         """Forget a job; may be called again."""
+        _check_job(job)
         with self._opened() as folder:
             if folder is not None:
-                for name in (f"{_check_job(job)}.json", f"{job}.lock"):
+                for name in (f"{job}.json", f"{job}.lock"):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(name, dir_fd=folder)
 
@@ -253,7 +256,7 @@ class Journal:
             raise self._damaged(name, "it is too large")
         try:
             data = json.loads(text.decode("ascii"))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self._damaged(name, "it is cut short or garbled") from None
         if not isinstance(data, dict) or data.pop("v", None) != 1 or set(data) != set(Record._fields):
             raise self._damaged(name, "its fields are not those of a journal")

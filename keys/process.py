@@ -129,6 +129,7 @@ def run(
     allowed: Collection[int] = (0,),
     env_extra: Mapping[str, str] | None = None,
     stop: Callable[[], bool] | None = None,
+    max_output: int = MAX_OUTPUT,
 ) -> Completed:
     """Run a program to its end.
 
@@ -136,6 +137,7 @@ def run(
     :param timeout: seconds for the whole run; nothing is started when it is not positive.
     :param input: for standard input, by a pipe; without it standard input is ``/dev/null``.
     :param allowed: the exit codes that are no failure.
+    :param max_output: bytes of standard output that are taken.
     :param stop: asked ten times a second; once it says so, the program ends as if it were out of time.
     :raises ProcessTimeout: out of time; the process group was killed.
     :raises ProcessError: not an absolute path, not started, another exit code, or more than 64 KiB of output (what is
@@ -158,15 +160,17 @@ def run(
         )
     except OSError as error:
         raise ProcessError(f"{name} could not be started: {error.strerror}") from None
-    output = _Exchange(process, _view(input), stop)
+    output = _Exchange(process, _view(input), stop, max_output)
     try:
         output.run(deadline)
     except TimeoutError:
         raise ProcessTimeout(
             f"{name} did not end within {timeout:.1f} s and was killed", stderr=output.complaint()
         ) from None
+    except InterruptedError:
+        raise ProcessTimeout(f"{name} was stopped") from None
     except OverflowError:
-        raise ProcessError(f"{name} wrote more than {MAX_OUTPUT} bytes") from None
+        raise ProcessError(f"{name} wrote more than {max_output} bytes") from None
     finally:
         output.close()
     if process.returncode not in allowed:
@@ -223,16 +227,26 @@ class _Exchange:
     """Feeds one process and drains it, without a thread, until it has ended."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], data: memoryview, stop: Callable[[], bool] | None = None
+        self,
+        process: subprocess.Popen[bytes],
+        data: memoryview,
+        stop: Callable[[], bool] | None = None,
+        max_output: int = MAX_OUTPUT,
     ) -> None:
         self._process = process
         self._data = data
+        self._sent = 0
         self._stop = stop
+        self._max_output = max_output
         self.stdout = bytearray()
         self.stderr = bytearray()
 
     def run(self, deadline: float) -> None:
-        """:raises TimeoutError: the deadline (monotonic seconds) has passed. :raises OverflowError: too much output."""
+        """Until the end.
+
+        :raises TimeoutError: the deadline (monotonic seconds) has passed. :raises InterruptedError: it is to stop.
+        :raises OverflowError: too much output.
+        """
         process = self._process
         with selectors.DefaultSelector() as selector:
             for name, stream in (("stdin", process.stdin), ("stdout", process.stdout), ("stderr", process.stderr)):
@@ -242,23 +256,32 @@ class _Exchange:
                     selector.register(stream, events, name)
             ended = False
             while selector.get_map():
-                left = deadline - time.monotonic()
-                if left <= 0 or (self._stop is not None and self._stop()):
-                    raise TimeoutError
-                ready = selector.select(0 if ended else min(left, _POLL))
-                if not ready:
-                    # A child that went on in the background may keep the pipes open for ever (LVM's monitor does):
-                    # once the program itself has ended, what is in the pipes is all there will be.
-                    if ended:
-                        break
-                    ended = process.poll() is not None
+                ready = selector.select(0 if ended else min(self._left(deadline), _POLL))
+                # A child that went on in the background may keep the pipes open for ever (LVM's monitor does): once
+                # the program itself has ended, what is in the pipes is all there will be.
+                if not ready and ended:
+                    break
+                ended = not ready and process.poll() is not None
                 for key, _ in ready:
-                    finished = self._feed(key.fd) if key.data == "stdin" else self._drain(key.fd, key.data)
-                    if finished:
-                        selector.unregister(key.fileobj)
-                    if finished and process.stdin is not None and key.data == "stdin":
-                        process.stdin.close()  # the end of file that the program waits for
+                    self._move(selector, key)
         self._wait(deadline)
+
+    def _move(self, selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
+        if key.data != "stdin":
+            if self._drain(key.fd, key.data):
+                selector.unregister(key.fileobj)
+        elif self._feed(key.fd):
+            selector.unregister(key.fileobj)
+            if self._process.stdin is not None:
+                self._process.stdin.close()  # the end of file that the program waits for
+
+    def _left(self, deadline: float) -> float:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        if self._stop is not None and self._stop():
+            raise InterruptedError
+        return left
 
     def _wait(self, deadline: float) -> None:
         try:
@@ -271,7 +294,7 @@ class _Exchange:
         data = os.read(fd, _CHUNK)
         if stream == "stdout":
             self.stdout += data
-            if len(self.stdout) > MAX_OUTPUT:
+            if len(self.stdout) > self._max_output:
                 raise OverflowError
         else:
             self.stderr += data
@@ -281,8 +304,9 @@ class _Exchange:
     def _feed(self, fd: int) -> bool:
         """Write what fits; whether all of it is written. A program that closed its input has had all it wants."""
         try:
-            while self._data:
-                self._data = self._data[os.write(fd, self._data[:_CHUNK]) :]
+            while self._sent < len(self._data):
+                with self._data[self._sent : self._sent + _CHUNK] as chunk:
+                    self._sent += os.write(fd, chunk)
         except BlockingIOError:
             return False
         except BrokenPipeError:
@@ -295,8 +319,12 @@ class _Exchange:
         return "".join(c if c.isprintable() else "?" for c in lines[-1].strip())[:_MAX_LINE] if lines else ""
 
     def close(self) -> None:
-        """Close the pipes; whatever still runs of the group is killed if the program itself has not ended."""
+        """Close the pipes; whatever still runs of the group is killed if the program itself has not ended.
+
+        The view of the input is let go of: as long as there is one, a Secret cannot be wiped.
+        """
         process = self._process
+        self._data.release()
         if process.poll() is None:
             try:
                 os.killpg(process.pid, signal.SIGKILL)

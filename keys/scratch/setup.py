@@ -157,6 +157,7 @@ class _SetUp:
             self._step("mount")
             self._mount(mapping.device)
             self._step("ready")
+            self._signals.check()
         except BaseException as error:
             self._undo_all(error)
             if not isinstance(error, Refused):

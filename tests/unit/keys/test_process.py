@@ -166,6 +166,35 @@ class TestDeadline:
         assert done.returncode == 0
         assert done.stdout == b"42\n"
 
+    @pytest.mark.parametrize("code", ["import time; time.sleep(600)", "import sys; sys.exit(1)", "pass"])
+    def test_a_secret_can_be_wiped_while_the_failure_is_handled(self, code: str) -> None:
+        """No view of it may be left in a frame that the exception still holds."""
+        secret = Secret(b"x" * 1_000_000)
+        try:
+            python(code, input=secret, timeout=2.0)
+        except ProcessError:
+            secret.wipe()
+        secret.wipe()
+        assert len(secret) == 0
+
+    def test_told_to_stop(self) -> None:
+        asked: list[int] = []
+
+        def stop() -> bool:
+            asked.append(1)
+            return len(asked) > 3
+
+        with pytest.raises(ProcessTimeout, match="was stopped"):
+            python("import time; time.sleep(600)", stop=stop)
+
+    def test_a_budget_is_one_for_all(self) -> None:
+        budget = process.Budget(0.0)
+        assert budget.left() == 0.0
+        with pytest.raises(ProcessTimeout, match="no time is left"):
+            budget.run([PYTHON, "-c", "pass"], cap=60)
+        with pytest.raises(ProcessTimeout, match=r"within 0\.5 s"):
+            process.Budget(600).run([PYTHON, "-c", "import time; time.sleep(60)"], cap=0.5)
+
     def test_one_that_reads_no_input(self) -> None:
         with pytest.raises(ProcessTimeout):
             python("import time; time.sleep(600)", input=b"x" * 1_000_000, timeout=1.0)
