@@ -43,7 +43,9 @@ def hold(slurm_bin: str, job: int, reason: str) -> str:
 
 def job_facts(slurm_bin: str, job: int) -> dict[str, object]:
     """What slurmctld knows of one job, by one query. Raises SecureSlurmError when it does not answer or knows none."""
-    answer = run([f"{slurm_bin}/scontrol", "--json", "show", "job", str(job)], timeout=SCONTROL_TIMEOUT, max_output=ANSWER_LIMIT)
+    answer = run(
+        [f"{slurm_bin}/scontrol", "--json", "show", "job", str(job)], timeout=SCONTROL_TIMEOUT, max_output=ANSWER_LIMIT
+    )
     try:
         jobs = json.loads(answer.stdout)["jobs"]
     except (ValueError, KeyError, TypeError):

@@ -232,7 +232,7 @@ def build(config: str, policy: str, snapshot_user: str) -> tuple[Decider, Site, 
         key=record.load_key(site.controller.record_key),
         privileged=frozenset({0, slurm.pw_uid}),
     )
-    chain = Chain(site.audit.directory, WRITER, socket.gethostname().partition(".")[0])
+    chain = Chain(f"{site.audit.directory}/{WRITER}", WRITER, socket.gethostname().partition(".")[0])
     return Decider(site, policy, signer, chain, members), site, slurm
 
 

@@ -40,7 +40,12 @@ def main() -> int:
         _note(chain, "hook.error", job, rule="scratch.not-gone", hook="Epilog", reason=str(error))
         return 1
     _note(
-        chain, "scratch.gone", job, evidence="; ".join(report.removed) or "nothing was there", incarnation=report.incarnation or None, wiped=report.wiped
+        chain,
+        "scratch.gone",
+        job,
+        evidence="; ".join(report.removed) or "nothing was there",
+        incarnation=report.incarnation or None,
+        wiped=report.wiped,
     )
     return 0
 

@@ -72,4 +72,5 @@ def say(hook: str, message: str) -> None:
     """To Slurm's log (it keeps a failed hook's output) and to syslog, on one line, with control characters escaped."""
     line = message.encode("unicode_escape").decode("ascii")
     print(f"secure-slurm {hook}: {line}", file=sys.stderr)
-    syslog.syslog(syslog.LOG_NOTICE, f"secure-slurm {hook}: {line}")
+    syslog.openlog("secure-slurm", syslog.LOG_PID, syslog.LOG_DAEMON)
+    syslog.syslog(syslog.LOG_NOTICE, f"{hook}: {line}")

@@ -170,7 +170,7 @@ async def run(daemon: LifecycleDaemon, live: Live) -> None:
     slurm, anyone = frozenset({slurm_uid}), frozenset({slurm_uid, 0})
     handlers = {"start": (slurm, daemon.start), "ended": (slurm, daemon.ended), "ping": (anyone, daemon.ping)}
     lifecycle = daemon.site.lifecycle
-    async with await serve(lifecycle.socket, handlers, mode=0o666, group=None, deadline=lifecycle.start_deadline):
+    async with await serve(lifecycle.socket, handlers, mode=0o660, group=None, deadline=lifecycle.start_deadline):
         background = [asyncio.create_task(follow(live)), asyncio.create_task(daemon.retry_forever())]
         LOG.info("serving %s", lifecycle.socket)
         notify("READY=1")

@@ -30,7 +30,7 @@ from slurm_hooks import wire
 from slurm_hooks.serve import Answer, Fields, Peer, notify, serve
 
 LOG = logging.getLogger(__name__)
-SOCKET = "node.sock"
+SOCKET = "daemon/node.sock"
 ROOT = frozenset({0})
 THREADS = 8
 """Prologs served at once; a node rarely starts more jobs than that in the same second."""

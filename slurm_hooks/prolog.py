@@ -28,7 +28,8 @@ from slurm_hooks.hookenv import HookJob, read_job, say
 if TYPE_CHECKING:
     from types import FrameType
 
-SOCKET = "node.sock"
+SOCKET = "daemon/node.sock"
+"""Below the run directory, which is root's; only the folder ``daemon`` is the node daemon's own."""
 KEY_BYTES = 64
 """AES-256-XTS takes two 256-bit keys (dm-crypt, Documentation/admin-guide/device-mapper/dm-crypt.rst)."""
 

@@ -1,4 +1,4 @@
-"""The keys and grants of jobs in Vault, as :class:`slurm_hooks.lifecycle.Jobs` wants them; each act is audited first."""
+"""The keys and grants of jobs in Vault, as :class:`slurm_hooks.lifecycle.Jobs` wants them, each act audited."""
 
 from __future__ import annotations
 

@@ -6,14 +6,18 @@ thing that differs from a cluster is that the four nodes share one kernel, each 
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import json
 import os
 import pwd
 import secrets
 import shutil
+import socket
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -32,6 +36,28 @@ class ClusterError(Exception):
     """Part of the test cluster did not come up; the text names its log."""
 
 
+@contextlib.contextmanager
+def syslog_to(file: Path) -> Iterator[None]:
+    """A syslog daemon of sorts: what the hooks say goes to ``file``."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening, file.open("ab", buffering=0) as log:
+        Path("/dev/log").unlink(missing_ok=True)
+        listening.bind("/dev/log")
+        Path("/dev/log").chmod(0o666)
+
+        def copy() -> None:
+            while line := listening.recv(8192):
+                log.write(line + b"\n")
+
+        thread = threading.Thread(target=copy, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+                last.sendto(b"", "/dev/log")
+            thread.join(5)
+
+
 class Cluster:
     """Start with ``with Cluster() as cluster``; a failure anywhere stops what runs already.
 
@@ -48,7 +74,7 @@ class Cluster:
         }
         self.directory = Path("/run/testbed")
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
-        self.password = secrets.token_hex(12)
+        self._services = contextlib.ExitStack()
         self.bao: OpenBao
         self.slapd: Slapd
         self.ca: CA
@@ -69,12 +95,23 @@ class Cluster:
     def start(self) -> None:
         """Everything, in parallel where it can be; returns with four idle nodes and all daemons answering."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._services.enter_context(syslog_to(Path("/var/log/syslog.log")))
         self.ca = CA(self.directory / "ca")
         self._write_files()
         self.bao = OpenBao(self.directory / "bao", self.ca, address=settings.ADDRESS, port=settings.VAULT_PORT)
-        self.slapd = Slapd(self.directory / "slapd", self.ca, settings.ADDRESS, settings.LDAP_PORT)
+        self.slapd = self._services.enter_context(
+            Slapd(
+                self.directory / "slapd",
+                self.ca,
+                settings.ADDRESS,
+                settings.LDAP_PORT,
+                names=["ldap.test"],
+                settings="loglevel 0",
+            )
+        )
+        self.write(Path(settings.ETC) / "ldap/password", self.slapd.reader_password, mode=0o400, owner="secure-ldap")
         with ThreadPoolExecutor(4) as pool:
-            started = [pool.submit(part) for part in (self._start_vault, self._start_directory, self._start_munge)]
+            started = [pool.submit(part) for part in (self._start_vault, self._fill_directory, self._start_munge)]
             for part in started:
                 part.result()
         self.start_daemons()
@@ -87,9 +124,7 @@ class Cluster:
         for name in list(self.daemons):
             self.stop_daemon(name)
         subprocess.run(["pkill", "-f", "secure-slurm-noded"], check=False)
-        for service in ("bao", "slapd"):
-            if hasattr(self, service):
-                getattr(self, service).stop()
+        self._services.close()
         subprocess.run(["pkill", "-x", "munged"], check=False)
 
     def _write_files(self) -> None:
@@ -102,7 +137,6 @@ class Cluster:
         for folder, owner in (("head", "secure-life"), ("node", "secure-node"), ("ldap", "secure-ldap")):
             (etc / folder).mkdir(mode=0o755, exist_ok=True)
             os.chown(etc / folder, 0, grp.getgrnam(owner).gr_gid)
-        self.write(etc / "ldap/password", self.password, mode=0o400, owner="secure-ldap")
         (etc / "places").mkdir(exist_ok=True)
         self.write(etc / "place", "")
         for node, region in settings.NODES.items():
@@ -110,11 +144,12 @@ class Cluster:
             pair = self.ca.client(node, self.directory / "nodes")
             self.write(etc / "node" / f"{node}.crt", pair.certificate.read_bytes())
             self.write(etc / "node" / f"{node}.key", pair.private_key.read_bytes(), mode=0o400, owner="secure-node")
-            self.make(f"{settings.RUN}/node-{node}", "secure-node", 0o755)
+            self.make(f"{settings.RUN}/node-{node}", "root", 0o755)
+            self.make(f"{settings.RUN}/node-{node}/daemon", "secure-node", 0o755)
             self.make(f"{settings.LOG}/node-{node}", "root", 0o755)
-        self.make(f"{settings.RUN}/decision", "secure-decide", 0o755)
-        self.make(f"{settings.RUN}/lifecycle", "secure-life", 0o755)
-        self.make(f"{settings.RUN}/snapshot", "secure-ldap", 0o755)
+        self.make(f"{settings.RUN}/decision", "secure-decide", 0o2710, group="slurm")
+        self.make(f"{settings.RUN}/lifecycle", "secure-life", 0o2710, group="slurm")
+        self.make(f"{settings.RUN}/snapshot", "secure-ldap", 0o750, group="secure-record")
         self.make(f"{settings.LOG}/decision", "secure-decide", 0o755)
         self.make(f"{settings.LOG}/lifecycle", "secure-life", 0o755)
         self.make("/var/lib/secure-slurm/lifecycle", "secure-life", 0o755)
@@ -133,7 +168,7 @@ class Cluster:
         return text
 
     def _start_vault(self) -> None:
-        self.bao.start()
+        self._services.enter_context(self.bao)
         token = self.directory / "admin-token"
         self.write(token, self.bao.root_token, mode=0o600)
         self.tool(
@@ -143,6 +178,8 @@ class Cluster:
             str(token),
             "--node-ca",
             str(self.ca.certificate),
+            "--node-name",
+            "n*",
             "--secret-id-out",
             f"{settings.ETC}/head/secret-id",
         )
@@ -150,9 +187,8 @@ class Cluster:
         for name in ("role-id", "secret-id"):
             shutil.chown(f"{settings.ETC}/head/{name}", "secure-life", "secure-life")
 
-    def _start_directory(self) -> None:
-        self.slapd.start()
-        self.slapd.add(settings.DIRECTORY.replace("@PASSWORD@", self.password))
+    def _fill_directory(self) -> None:
+        self.slapd.add(settings.DIRECTORY)
 
     def _start_munge(self) -> None:
         self.make("/run/munge", "munge", 0o755)
@@ -188,7 +224,9 @@ class Cluster:
         wanted = set(nodes or settings.NODES)
         self.until(lambda: wanted <= set(self.sinfo("idle")), f"idle nodes {sorted(wanted)}")
         for node in wanted:
-            self.until(lambda n=node: Path(f"{settings.RUN}/node-{n}/node.sock").exists(), f"the daemon of {node}")
+            self.until(
+                lambda n=node: Path(f"{settings.RUN}/node-{n}/daemon/node.sock").exists(), f"the daemon of {node}"
+            )
 
     # -- daemons of the suite ------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.testbed.slapd import group, group_dn, person, user
+
 ADDRESS = "10.99.0.1"
 NODES = {"n1": "eu-central-1", "n2": "eu-central-1", "n3": "us-east-1", "n4": "us-east-1"}
 USERS = ("alice", "bob", "carol", "oper")
@@ -44,9 +46,9 @@ ldap:
   flavour: openldap
   uris: ["ldaps://ldap.test:{LDAP_PORT}"]
   ca_file: {ETC}/ca.crt
-  bind_dn: cn=reader,dc=test
+  bind_dn: cn=reader,dc=example,dc=org
   bind_password_file: {ETC}/ldap/password
-  base: dc=test
+  base: dc=example,dc=org
   user_attribute: uid
   refresh: 2s
   max_age: 10m
@@ -70,11 +72,11 @@ classes:
   - {name: phi, residency: required, scratch: required, default_scratch: 64M, max_scratch: 200G, exclusive_nodes: true}
 roles:
   phi-eu:
-    groups: ["cn=phi-eu,ou=groups,dc=test"]
+    groups: ["cn=phi-eu,ou=groups,dc=example,dc=org"]
     classes: [internal, phi]
     jurisdictions: [eu]
   phi-us:
-    groups: ["cn=phi-us,ou=groups,dc=test"]
+    groups: ["cn=phi-us,ou=groups,dc=example,dc=org"]
     classes: [internal, phi]
     jurisdictions: [us]
 partitions:
@@ -82,55 +84,13 @@ partitions:
   us: {jurisdiction: us}
 """
 
-# alice is in phi-eu only through a nested group, carol in phi-us directly, bob in neither
-DIRECTORY = (
-    """\
-dn: dc=test
-objectClass: dcObject
-objectClass: organization
-o: test
-dc: test
-
-dn: cn=reader,dc=test
-objectClass: organizationalRole
-objectClass: simpleSecurityObject
-cn: reader
-userPassword: @PASSWORD@
-
-dn: ou=people,dc=test
-objectClass: organizationalUnit
-ou: people
-
-dn: ou=groups,dc=test
-objectClass: organizationalUnit
-ou: groups
-"""
-    + "".join(
-        f"""
-dn: uid={user},ou=people,dc=test
-objectClass: inetOrgPerson
-cn: {user}
-sn: {user}
-uid: {user}
-"""
-        for user in USERS
+# alice is in phi-eu only through a nested group, carol in phi-us directly, bob and oper in neither
+DIRECTORY = "".join(map(user, USERS)) + "".join(
+    (
+        group("heart-study", [person("alice")]),
+        group("phi-eu", [group_dn("heart-study")]),
+        group("phi-us", [person("carol")]),
     )
-    + """
-dn: cn=heart-study,ou=groups,dc=test
-objectClass: groupOfNames
-cn: heart-study
-member: uid=alice,ou=people,dc=test
-
-dn: cn=phi-eu,ou=groups,dc=test
-objectClass: groupOfNames
-cn: phi-eu
-member: cn=heart-study,ou=groups,dc=test
-
-dn: cn=phi-us,ou=groups,dc=test
-objectClass: groupOfNames
-cn: phi-us
-member: uid=carol,ou=people,dc=test
-"""
 )
 
 SLURM = f"""\
@@ -160,6 +120,7 @@ EpilogSlurmctld={PREFIX}/hooks/epilog_slurmctld
 Prolog={PREFIX}/hooks/prolog
 Epilog={PREFIX}/hooks/epilog
 TaskProlog={PREFIX}/hooks/task_prolog
+ScronParameters=enable
 SchedulerParameters=sched_min_interval=0,batch_sched_delay=0,bf_interval=5
 KillWait=2
 MinJobAge=600

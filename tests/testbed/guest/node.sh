@@ -5,7 +5,7 @@ set -eu
 node=$1
 hostname "$node"
 mount -t tmpfs -o mode=755 tmpfs /secure-scratch
-mkdir -p /var/lib/secure-slurm/scratch-"$node"
+mkdir -m 700 -p /var/lib/secure-slurm/scratch-"$node"
 mount --bind /var/lib/secure-slurm/scratch-"$node" /var/lib/secure-slurm/scratch
 mount --bind /etc/secure-slurm/places/"$node" /etc/secure-slurm/place
 setpriv --reuid secure-node --regid secure-node --clear-groups --inh-caps=-all --bounding-set=-all \

@@ -1,0 +1,345 @@
+"""Slurm's own fail-open traps, each on the real slurmctld: what Slurm would let pass is refused or harmless."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from slurm_hooks import wire
+from tests.testbed import settings
+from tests.testbed.cluster import Cluster
+
+TAG = ("--secure-class=phi", "--secure-residency=eu", "--secure-scratch=32M")
+EXTRA = "--extra=secure-slurm:class=phi;residency=eu;scratch=33554432"
+SOCKET = f"{settings.RUN}/decision/decide.sock"
+
+
+@contextlib.contextmanager
+def replaced(cluster: Cluster, hook: str, text: str | None) -> Iterator[None]:
+    """Another text in the place of a hook's stub; None: the stub is not executable."""
+    path = Path(f"{settings.PREFIX}/hooks/{hook}")
+    before = path.read_text()
+    if text is None:
+        path.chmod(0o644)
+    else:
+        cluster.write(path, text, mode=0o755)
+    try:
+        yield
+    finally:
+        cluster.write(path, before, mode=0o755)
+
+
+def held(cluster: Cluster, job: int, rule: str) -> None:
+    """The job is held or cancelled with this rule as the reason; it never ran, and no node noticed."""
+    cluster.until(lambda: rule in cluster.facts(job)["admin_comment"], f"job {job} to be refused by {rule}", 60)
+    cluster.until(lambda: cluster.state(job) == "PENDING" and cluster.job(job)["Priority"] == "0", "the hold", 30)
+    assert cluster.facts(job)["admin_comment"].startswith("secure-slurm/1 ")
+    assert not Path(f"/home/alice/slurm-{job}.out").exists()
+    assert cluster.drained() == ""
+    why = cluster.tool("why", str(job)).stdout
+    assert rule in why
+    cluster.command(["scancel", str(job)])
+    cluster.until(lambda: not any(cluster.leftovers(job).values()), "nothing to be left", 30)
+
+
+# -- the daemon behind job_submit ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def without_daemon(cluster: Cluster) -> Iterator[None]:
+    cluster.stop_daemon("decisiond")
+    try:
+        yield
+    finally:
+        Path(SOCKET).unlink(missing_ok=True)
+        cluster.daemon("decisiond", "secure-decide")
+        cluster.until(lambda: Path(SOCKET).exists(), "the decision daemon")
+        # after three timeouts the filter refuses for five seconds without asking
+        cluster.until(
+            lambda: cluster.as_user("bob", ["sbatch", "--test-only", "--wrap=true"]).returncode == 0, "answers", 20
+        )
+
+
+def bad_answer(behaviour: str, request: dict[str, bytes]) -> bytes | None:
+    """What a broken or hostile daemon could send; None: nothing at all."""
+    nonce = request["nonce"].decode()
+    answers: dict[str, bytes | None] = {
+        "silence": None,
+        "closed": b"",
+        "wrong nonce": wire.encode({"nonce": "f" * 32, "verdict": "allow", "rule": "x"}),
+        "no nonce": wire.encode({"verdict": "allow", "rule": "x"}),
+        "no verdict": wire.encode({"nonce": nonce, "rule": "x"}),
+        "unknown verdict": wire.encode({"nonce": nonce, "verdict": "ALLOW", "rule": "x"}),
+        "cut off": wire.encode({"nonce": nonce, "verdict": "allow", "rule": "x"})[:-4],
+        "garbage": b"HTTP/1.1 200 OK\r\n\r\nallow",
+        "huge": b"SS1 99999999\n",
+        "odd value": wire.encode({"nonce": nonce, "verdict": "allow", "rule": "x", "set.shared": "many"}),
+        "unknown field": wire.encode({"nonce": nonce, "verdict": "allow", "rule": "x", "set.user_id": "0"}),
+    }
+    return answers[behaviour]
+
+
+@contextlib.contextmanager
+def bad_daemon(behaviour: str) -> Iterator[None]:
+    """A daemon that misbehaves, on the real socket, as the right user."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(SOCKET)
+        os.chown(SOCKET, pwd.getpwnam("secure-decide").pw_uid, pwd.getpwnam("slurm").pw_gid)
+        Path(SOCKET).chmod(0o660)
+        listening.listen(8)
+        stop = threading.Event()
+        listening.settimeout(0.2)
+
+        def serve() -> None:
+            kept = []
+            while not stop.is_set():
+                try:
+                    connection, _ = listening.accept()
+                except TimeoutError:
+                    continue
+                connection.settimeout(2)
+                kept.append(connection)
+                with contextlib.suppress(OSError):
+                    header = b""
+                    while not header.endswith(b"\n"):
+                        header += connection.recv(1)
+                    size, body = wire.decode_header(header), b""
+                    while len(body) < size:
+                        body += connection.recv(size - len(body))
+                    answer = bad_answer(behaviour, wire.decode_body(body))
+                    if answer is not None:
+                        connection.sendall(answer)
+                        if not answer:
+                            connection.close()
+            for connection in kept:
+                connection.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+BEHAVIOURS = [
+    "silence", "closed", "wrong nonce", "no nonce", "no verdict", "unknown verdict", "cut off", "garbage", "huge",
+    "odd value", "unknown field",
+]  # fmt: skip
+
+
+def test_whatever_the_daemon_answers_only_a_proper_yes_accepts(clean: Cluster) -> None:
+    with without_daemon(clean):
+        for behaviour in BEHAVIOURS:
+            with bad_daemon(behaviour):
+                time.sleep(5.5 if behaviour == "closed" else 0)
+                done = clean.as_user("alice", ["secure-sbatch", *TAG, "--wrap=true"])
+                assert done.returncode != 0, behaviour
+                assert "secure-slurm" in done.stderr, behaviour
+                assert "Submitted" not in done.stdout, behaviour
+            Path(SOCKET).unlink()
+    assert not clean.command(["squeue", "-h", "-u", "alice"]).stdout
+
+
+def test_daemon_down_and_the_choice_about_untagged_jobs(clean: Cluster) -> None:
+    site = Path(f"{settings.ETC}/secure-slurm.yaml")
+    before = site.read_text()
+    with without_daemon(clean):
+        for words in (["secure-sbatch", *TAG], ["sbatch"]):
+            done = clean.as_user("alice", [*words, "--wrap=true"])
+            assert done.returncode != 0
+            assert "secure-slurm" in done.stderr
+        clean.write(site, before.replace("untagged_when_down: refuse", "untagged_when_down: allow"))
+        clean.tool("conf", "render")
+        try:
+            clean.until(
+                lambda: clean.as_user("bob", ["sbatch", "--wrap=true"]).returncode == 0, "untagged jobs to pass", 30
+            )
+            refused = [
+                ["secure-sbatch", *TAG, "--wrap=true"],
+                ["sbatch", EXTRA, "--wrap=true"],
+                ["sbatch", "-p", "phi", "--wrap=true"],
+                ["sbatch", "-p", "main,phi", "--wrap=true"],
+            ]
+            for words in refused:
+                assert clean.as_user("alice", words).returncode != 0, words
+            tagged = clean.script("alice", "t.sh", "#!/bin/sh\n#SECURE --class=phi\n")
+            assert clean.as_user("alice", ["sbatch", tagged]).returncode != 0
+            assert clean.as_user("alice", ["sbatch", "--wrap=true"], env={"SECURE_CLASS": "phi"}).returncode != 0
+        finally:
+            clean.write(site, before)
+            clean.tool("conf", "render")
+
+
+def test_het_jobs_and_scrontab_cannot_carry_a_tag(clean: Cluster) -> None:
+    for words in (
+        ["sbatch", EXTRA, "-n1", ":", "-n1", "--wrap=true"],
+        ["sbatch", "-n1", ":", EXTRA, "-n1", "--wrap=true"],
+    ):
+        done = clean.as_user("alice", words)
+        assert done.returncode != 0
+        assert "route.het" in done.stderr
+    table = clean.script("alice", "cron", f"#SCRON {EXTRA}\n0 0 * * * true\n")
+    done = clean.as_user("alice", ["scrontab", table])
+    assert done.returncode != 0
+    assert "route.cron" in done.stderr
+
+
+def test_the_last_extra_wins_in_slurm_and_is_refused_here(clean: Cluster) -> None:
+    done = clean.as_user("alice", ["secure-sbatch", *TAG, "--extra=mine", "--wrap=true"])
+    assert done.returncode != 0
+    # by hand, with the environment that the wrapper sets: the filter misses the tag that the environment asks for
+    environment = {"SECURE_CLASS": "phi", "SECURE_RESIDENCY": "eu"}
+    done = clean.as_user("alice", ["sbatch", EXTRA, "--extra=mine", "--wrap=true"], env=environment)
+    assert done.returncode != 0
+    assert "tag.missing" in done.stderr
+
+
+def test_submission_from_a_node_that_demands_a_tag(clean: Cluster) -> None:
+    # slurmctld takes the submitting host from the credential's address; the nodes share one, so its name changes here
+    hosts = Path("/etc/hosts")
+    before = hosts.read_text()
+    hosts.write_text(before.replace("10.99.0.1 head", "10.99.0.1 n1 head"))
+    try:
+        clean.command(["scontrol", "reconfigure"])
+        clean.until(lambda: "UP" in clean.command(["scontrol", "ping"], check=False).stdout, "slurmctld")
+        done = clean.as_user("alice", ["sbatch", "--wrap=true"])
+        assert done.returncode != 0
+        assert "tag.inherit" in done.stderr
+        clean.wait_end(clean.submit("alice", *TAG, "--wrap=true"))
+    finally:
+        hosts.write_text(before)
+        clean.command(["scontrol", "reconfigure"])
+        clean.until(lambda: "UP" in clean.command(["scontrol", "ping"], check=False).stdout, "slurmctld")
+
+
+# -- PrologSlurmctld ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", [None, "#!/bin/sh\nkill -9 $$\n", "#!/bin/sh\nexit 0\n"], ids=["not executable", "killed", "empty"]
+)
+def test_without_prolog_slurmctld_no_node_starts_a_tagged_job(clean: Cluster, text: str | None) -> None:
+    with replaced(clean, "prolog_slurmctld", text):
+        job = clean.submit("alice", *TAG, "--wrap=true")
+        held(clean, job, "grant.missing")
+
+
+def test_a_stale_grant_starts_nothing(clean: Cluster) -> None:
+    job = clean.submit("alice", *TAG, "--wrap=sleep 600")
+    clean.until(lambda: clean.leftovers(job)["task"], "the first start", 60)
+    Path(f"/home/alice/slurm-{job}.out").unlink(missing_ok=True)
+    with (
+        replaced(clean, "epilog_slurmctld", "#!/bin/sh\nexit 0\n"),
+        replaced(clean, "prolog_slurmctld", "#!/bin/sh\nkill -9 $$\n"),
+    ):
+        clean.command(["scontrol", "requeue", str(job)])
+        clean.until(lambda: "grant.restarts" in clean.facts(job)["admin_comment"], "the stale grant to be refused", 90)
+        assert clean.vault_grants(job)
+    held(clean, job, "grant.restarts")
+
+
+@pytest.mark.parametrize("how", ["cancel", "requeue"])
+def test_epilog_slurmctld_overtakes_prolog_slurmctld(clean: Cluster, how: str) -> None:
+    # OpenBao stands still, so PrologSlurmctld hangs in the middle of making keys; then the job ends
+    process = clean.bao._process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    try:
+        job = clean.submit("alice", *TAG, "-N2", "--wrap=true")
+        clean.until(lambda: clean.state(job) in ("CONFIGURING", "RUNNING"), "PrologSlurmctld to run", 60)
+        time.sleep(1)
+        clean.command(["scancel", str(job)] if how == "cancel" else ["scontrol", "requeuehold", str(job)])
+        time.sleep(1)
+    finally:
+        process.send_signal(signal.SIGCONT)
+    clean.until(lambda: not any(clean.leftovers(job).values()), "nothing to be left", 60)
+    clean.command(["scancel", str(job)], check=False)
+    clean.until(lambda: not list(Path("/var/lib/secure-slurm/lifecycle/ended").iterdir()), "no note to be left", 60)
+    assert not any(clean.leftovers(job).values())
+
+
+def test_the_role_was_lost_between_submission_and_start(clean: Cluster) -> None:
+    job = clean.submit("alice", *TAG, "--hold", "--wrap=true")
+    clean.slapd.set_members("heart-study", ["uid=oper,ou=people,dc=example,dc=org"])
+    try:
+        clean.until(
+            lambda: "rbac.role" in clean.as_user("alice", ["secure-sbatch", *TAG, "--test-only", "--wrap=true"]).stderr,
+            "the new members to count", 60,
+        )  # fmt: skip
+        clean.command(["scontrol", "release", str(job)])
+        held(clean, job, "rbac.role")
+    finally:
+        clean.slapd.set_members("heart-study", ["uid=alice,ou=people,dc=example,dc=org"])
+        clean.until(
+            lambda: clean.as_user("alice", ["secure-sbatch", *TAG, "--test-only", "--wrap=true"]).returncode == 0,
+            "the old members to count", 60,
+        )  # fmt: skip
+
+
+# -- nodes -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_node_that_is_elsewhere_refuses(clean: Cluster) -> None:
+    place = Path(f"{settings.ETC}/places/n1")
+    place.write_text("us-east-1\n")
+    try:
+        held(clean, clean.submit("alice", *TAG, "-w", "n1", "--wrap=true"), "residency.node")
+    finally:
+        place.write_text("eu-central-1\n")
+
+
+def test_more_scratch_than_the_node_has(clean: Cluster) -> None:
+    job = clean.submit("alice", "--secure-class=phi", "--secure-residency=eu", "--secure-scratch=100G", "--wrap=true")
+    held(clean, job, "scratch.no-space")
+
+
+def test_vault_sealed_at_the_start(clean: Cluster) -> None:
+    clean.bao.seal()
+    try:
+        job = clean.submit("alice", *TAG, "--wrap=true")
+        clean.until(lambda: "backend.unavailable" in clean.facts(job)["admin_comment"], "the job to be held", 90)
+    finally:
+        clean.bao.unseal()
+    held(clean, job, "backend.unavailable")
+
+
+def test_a_stale_snapshot_refuses(clean: Cluster) -> None:
+    members = Path(f"{settings.RUN}/snapshot/members.json")
+    clean.stop_daemon("ldapd")
+    try:
+        content = json.loads(members.read_text())
+        content["loaded_at"] -= 3600
+        rewrite(clean, members, json.dumps(content))
+        submit = ["secure-sbatch", *TAG, "--wrap=true"]
+        clean.until(lambda: "rbac.snapshot" in clean.as_user("alice", submit).stderr, "old members to be refused", 30)
+        assert clean.as_user("bob", ["sbatch", "--test-only", "--wrap=true"]).returncode == 0
+    finally:
+        clean.command(["scancel", "--user", "alice"])
+        clean.daemon("ldapd", "secure-ldap", group="secure-record")
+        test = ["secure-sbatch", *TAG, "--test-only", "--wrap=true"]
+        clean.until(lambda: clean.as_user("alice", test).returncode == 0, "fresh members", 30)
+
+
+def rewrite(cluster: Cluster, path: Path, text: str) -> None:
+    """Replace a file of the LDAP reader's as it does itself: whole, by rename."""
+    temporary = path.with_name("new")
+    cluster.write(temporary, text, mode=0o640, owner="secure-ldap", group="secure-record")
+    temporary.rename(path)
+
+
+def test_a_task_that_asks_for_a_tag_on_a_node_without_a_grant(clean: Cluster) -> None:
+    done = clean.as_user("alice", ["srun", "-N1", "sh", "-c", "echo ran"], env={"SECURE_CLASS": "phi"}, timeout=90)
+    assert done.returncode != 0
+    assert "ran" not in done.stdout
