@@ -40,7 +40,7 @@ _OURS_TO_MEND = {
     "UNWILLING_TO_PERFORM": "check that the account ldap.bind_dn may log in with a password",
     "STRONG_AUTH_REQUIRED": "check that the server accepts simple bind over TLS",
     "INSUFFICIENT_ACCESS": "give the account ldap.bind_dn the right to read users and groups",
-    "INVALID_DN_SYNTAX": "check ldap.base",
+    "INVALID_DN_SYNTAX": "check ldap.base and ldap.bind_dn",
     "NO_SUCH_OBJECT": "check ldap.base: the directory has no such entry, or ldap.bind_dn may not see it",
     "SIZELIMIT_EXCEEDED": "raise the size limit (also of paged results) for the account ldap.bind_dn on the server",
     "ADMINLIMIT_EXCEEDED": "raise the limits for the account ldap.bind_dn on the server",

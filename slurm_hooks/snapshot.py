@@ -98,7 +98,7 @@ def _read_safely(path: str, owner_uid: int) -> bytes:
         raise _missing() from None
     except OSError as error:
         raise _unsafe(path, f"cannot be opened: {os.strerror(error.errno or 0)}") from None
-    with os.fdopen(fd, "rb") as file:
+    try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             raise _unsafe(path, "is not a regular file")
@@ -108,10 +108,12 @@ def _read_safely(path: str, owner_uid: int) -> bytes:
             raise _unsafe(path, f"can be written by others (mode {stat.S_IMODE(info.st_mode):04o})")
         if info.st_size > MAX_BYTES:
             raise _unsafe(path, f"has more than {MAX_BYTES} bytes")
-        try:
+        with os.fdopen(os.dup(fd), "rb") as file:
             return file.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise _unsafe(path, f"cannot be read: {os.strerror(error.errno or 0)}") from None
+    except OSError as error:
+        raise _unsafe(path, f"cannot be read: {os.strerror(error.errno or 0)}") from None
+    finally:
+        os.close(fd)
 
 
 def _missing() -> Refused:
