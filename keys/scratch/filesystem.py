@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from keys.scratch.plan import ScratchNames
 
 _MAKE = {
-    # mke2fs(8), ext4(5)
+    # mke2fs(8), ext4(5). Copies of the superblock and its descriptors, and room to grow, are for file systems that live
+    # on: without them, and with metadata in few places (-G), 10 TiB take 0.2 s and 8 MB instead of 1.2 s and 144 MB.
     "ext4": (
-        "mkfs.ext4", "-F", "-q", "-m", "0",
-        "-O", "^has_journal", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard",
+        "mkfs.ext4", "-F", "-q", "-m", "0", "-G", "1024", "-O", "^has_journal,^resize_inode,sparse_super2",
+        "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,num_backup_sb=0",
     ),
     # mkfs.xfs(8): -K does not discard; there is always a log, by default 2 GB on large devices, written at once
     "xfs": ("mkfs.xfs", "-f", "-q", "-K", "-l", "size=64m"),

@@ -60,16 +60,38 @@ def use(info: Any) -> None:
 class TestEachBacking:
     @pytest.mark.parametrize("kind", ["ext4", "xfs"])
     def test_sparse_file(self, make_node: Any, kind: str) -> None:
-        node = make_node(size_bytes=1024**4, overcommit=True, filesystem=kind)
+        node = make_node(size_bytes=10 * 1024**4, overcommit=True, filesystem=kind)
         info = node.open()
         check_ready(node, info)
         status = Path(node.names.path).lstat()
-        assert status.st_size == 1024**4
+        assert status.st_size == 10 * 1024**4
         assert status.st_blocks * 512 < 100 * MIB, "set-up writes in proportion to the size"
         assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (0, 0o600)
         assert stat.S_IMODE(Path(node.plan.directory).stat().st_mode) == 0o700
         use(info)
         assert node.close().gone
+
+    @pytest.mark.parametrize(("kind", "size"), [("ext4", 16), ("xfs", 300)])
+    def test_the_smallest(self, make_node: Any, kind: str, size: int) -> None:
+        node = make_node(size_bytes=size * MIB, filesystem=kind)
+        info = node.open()
+        check_ready(node, info)
+        use(info)
+
+    def test_a_file_system_that_is_sound_though_it_was_made_on_garbage(
+        self, node: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Inode tables are never initialised, and what lies there is ciphertext of others, deciphered with our key."""
+        monkeypatch.setattr(backing.os, "ftruncate", lambda file, size: os.write(file, os.urandom(size)))
+        info = node.open()
+        for number in range(3000):
+            (Path(info.path) / f"d{number % 30}").mkdir(exist_ok=True)
+            (Path(info.path) / f"d{number % 30}" / str(number)).write_bytes(b"%d" % number)
+        filesystem.unmount(info.path, Budget(60))
+        run([program("e2fsck"), "-f", "-n", node.names.device], timeout=60)
+        filesystem.mount(node.names, "ext4", Budget(60))
+        for number in range(3000):
+            assert (Path(info.path) / f"d{number % 30}" / str(number)).read_bytes() == b"%d" % number
 
     def test_reserved_file(self, make_node: Any) -> None:
         node = make_node(overcommit=False)

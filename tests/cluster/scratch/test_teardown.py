@@ -235,6 +235,18 @@ class TestHeld:
         assert node.close().gone
         assert ended(process)
 
+    def test_by_the_kernel_with_too_much_left_to_write(self, node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without the key it need not be written."""
+        info = node.open()
+        monkeypatch.setattr(teardown, "_UNMOUNT", 0.05)
+        with (Path(info.path) / "data").open("wb") as file:
+            for _ in range(40):
+                file.write(os.urandom(1024**2))
+        report = node.close()
+        assert report.gone
+        assert report.wiped
+        assert report.killed == []
+
     def test_the_key_is_gone_before_anybody_is_killed(
         self, node: Any, hold: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
