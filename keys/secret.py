@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import NoReturn, Self
 
 
@@ -26,7 +27,9 @@ class Secret:
     def wipe(self) -> None:
         """Overwrite the content with zeros; may be called again."""
         self._buffer[:] = bytes(len(self._buffer))
-        del self._buffer[:]
+        # a view that is still out keeps the length; its content is zeros by now
+        with contextlib.suppress(BufferError):
+            del self._buffer[:]
 
     def __len__(self) -> int:
         return len(self._buffer)

@@ -34,7 +34,7 @@ def main() -> int:
     try:
         here = for_node(config["node"]["run_dir"], job.node)
         taskfile.remove(here, job.job)
-        report = close_scratch(Journal(here, job.node), job.job, config["scratch"])
+        report = close_scratch(Journal(here, job.node), job.job, config["scratch"], uid=max(job.uid, 0) or None)
     except (SecureSlurmError, OSError) as error:
         say("epilog", f"job {job.job}: scratch is not gone: {error}")
         _note(chain, "hook.error", job, rule="scratch.not-gone", hook="Epilog", reason=str(error))

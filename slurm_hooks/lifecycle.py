@@ -29,7 +29,10 @@ Result = TypeVar("Result")
 
 @attrs.frozen(kw_only=True)
 class StartJob:
-    """A job that was judged and may start: what its grants will say. ``scratch`` in bytes on each node, 0 for none."""
+    """A job that was judged and may start: what its grants will say. ``scratch`` in bytes on each node, 0 for none.
+
+    ``nonce`` is the decision record's: it joins this start to the decision, which had no job id yet.
+    """
 
     job: int
     uid: int
@@ -40,6 +43,7 @@ class StartJob:
     klass: str
     residency: str
     scratch: int
+    nonce: str
 
 
 @attrs.frozen

@@ -88,6 +88,7 @@ class LifecycleDaemon:
                 residency=job.residency or None,
                 scratch=job.scratch,
                 policy=self._live.policy.hash,
+                nonce=job.nonce,
             )
             closed = await self._jobs.start(job, incarnation)
         except (Refused, BackendUnavailable) as error:
@@ -102,11 +103,11 @@ class LifecycleDaemon:
         """EpilogSlurmctld's verb."""
         job = int(wire.text(fields, "job"))
         nodes = tuple(wire.text(fields, "nodes").split(","))
+        self._say("revocation.pending", job=job, reason=f"the job ended on {','.join(nodes)}")
         try:
             destroyed = await self._jobs.ended(job, nodes)
         except BackendUnavailable as error:
             LOG.warning("job %d has ended, its keys wait for Vault: %s", job, error)
-            self._say("revocation.pending", job=job, reason=str(error))
             raise
         self._prove(job, destroyed)
         return {"verdict": "allow", "destroyed": str(len(destroyed))}
@@ -131,16 +132,14 @@ class LifecycleDaemon:
 
     def _write_before(self, event: str, **fields: object) -> None:
         """An audit line that is on disk before the act it announces; the act does not happen without it."""
-        if event.endswith(".delete"):
-            self._say(event, **fields)
-        else:
-            self._chain.append(event, durable=True, **fields)
+        self._chain.append(event, durable=True, **fields)
 
     def _prove(self, job: int, destroyed: list[Destroyed]) -> None:
         for one in destroyed:
-            self._say(
-                "revocation.done", job=job, node=one.node, evidence=f"{one.key}: reading answered 404 at {one.at}"
-            )
+            found = f"reading it was answered with 404 at {one.at}"
+            self._say("key.delete", job=job, node=one.node, key=one.key, evidence=found)
+        if destroyed:
+            self._say("revocation.done", job=job, count=len(destroyed))
 
     def _say(self, event: str, **fields: object) -> None:
         """An audit line about a destruction, which a full disk must not stop."""

@@ -94,6 +94,7 @@ def judge_start(request: StartRequest, cluster: str, key: Secret, context: Conte
         klass=tag.klass,
         residency=tag.residency or "",
         scratch=tag.scratch or 0,
+        nonce=decided.nonce,
     )
 
 

@@ -46,10 +46,6 @@ class VaultJobs:
     def destroy(self, job: int, nodes: tuple[str, ...]) -> list[Destroyed]:
         """Keys, then grants; returns only the keys that Vault says it does not have any more."""
         evidence = lifecycle_keys.destroy(self._head, str(job), nodes)
-        for one in evidence:
-            if one.key:
-                found = f"reading answered {one.read_answer} at {one.at}" if one.done else one.error
-                self._write_before("key.delete", job=job, node=one.node, key=one.key, evidence=found)
         failed = [one for one in evidence if not one.done]
         if failed:
             raise BackendUnavailable(

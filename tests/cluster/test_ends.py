@@ -21,7 +21,7 @@ def running(cluster: Cluster, *words: str) -> int:
 
 
 def gone(cluster: Cluster, job: int) -> None:
-    cluster.until(lambda: not any(cluster.leftovers(job).values()), f"nothing of job {job} to be left", 45)
+    cluster.wait_gone(job, 45)
     assert cluster.drained() == ""
 
 

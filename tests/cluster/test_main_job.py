@@ -72,14 +72,14 @@ def test_the_main_job(clean: Cluster) -> None:
         data = cluster.bao.request("GET", f"secure-slurm-transit/keys/{key}")["data"]
         assert (data["exportable"], data["allow_plaintext_backup"]) == (False, False)
     wrapped = {
-        node: json.loads(Path(f"{settings.RUN}/node-{node}/journal/{job}.json").read_text())["wrapped"]
+        node: json.loads(Path(f"{settings.RUN}/node-{node}/journal/{job}.json").read_text())["wrapped_key"]
         for node in ("n1", "n2")
     }
     assert wrapped["n1"] != wrapped["n2"]
 
     Path("/home/alice/finish").touch()
     assert cluster.wait_end(job)["JobState"] == "COMPLETED"
-    cluster.until(lambda: not any(cluster.leftovers(job).values()), "nothing to be left", 30)
+    cluster.wait_gone(job, 30)
     for key in keys:
         assert cluster.bao.status("GET", f"secure-slurm-transit/keys/{key}")[0] == 404
         node = key.split("_")[0]

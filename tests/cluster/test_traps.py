@@ -49,7 +49,7 @@ def held(cluster: Cluster, job: int, rule: str) -> None:
     why = cluster.tool("why", str(job)).stdout
     assert rule in why
     cluster.command(["scancel", str(job)])
-    cluster.until(lambda: not any(cluster.leftovers(job).values()), "nothing to be left", 30)
+    cluster.wait_gone(job, 30)
 
 
 # -- the daemon behind job_submit ------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_epilog_slurmctld_overtakes_prolog_slurmctld(clean: Cluster, how: str) -
         time.sleep(1)
     finally:
         process.send_signal(signal.SIGCONT)
-    clean.until(lambda: not any(clean.leftovers(job).values()), "nothing to be left", 60)
+    clean.wait_gone(job, 60)
     clean.command(["scancel", str(job)], check=False)
     clean.until(lambda: not list(Path("/var/lib/secure-slurm/lifecycle/ended").iterdir()), "no note to be left", 60)
     assert not any(clean.leftovers(job).values())

@@ -356,11 +356,23 @@ class Cluster:
             "mappings": [name for name in self.mappings() if name.endswith(tail)],
             "backing": backing,
             "loops": [line for line in loops if f"{tail}.img" in line],
-            "journals": [str(p) for p in Path(settings.RUN).glob(f"node-*/journal/{number}.json")],
+            "journals": [
+                str(p)
+                for p in Path(settings.RUN).glob(f"node-*/journal/{number}.json")
+                if json.loads(p.read_text())["state"] != "destroyed"
+            ],
             "task": [str(p) for p in Path(settings.RUN).glob(f"node-*/task/{number}")],
             "keys": self.vault_keys(number),
             "grants": self.vault_grants(number),
         }
+
+    def wait_gone(self, number: int, timeout: float = 45) -> None:
+        """Wait until nothing of a job is left; ClusterError says what is."""
+        end = time.monotonic() + timeout
+        while any((left := self.leftovers(number)).values()):
+            if time.monotonic() > end:
+                raise ClusterError(f"left of job {number}: {left}\n{self.logs()}")
+            time.sleep(0.2)
 
     def vault_keys(self, number: int) -> list[str]:
         """Transit keys of one job."""

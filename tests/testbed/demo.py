@@ -140,7 +140,7 @@ def _end(story: Story, cluster: Cluster, job: int, result: dict[str, Any]) -> No
     story.title("The job ends")
     Path("/home/alice/finish").touch()
     state = cluster.wait_end(job)["JobState"]
-    cluster.until(lambda: not any(cluster.leftovers(job).values()), "everything to be gone", 30)
+    cluster.wait_gone(job)
     left = cluster.leftovers(job)
     for what, found in left.items():
         story.show(f"{what}: {', '.join(found) or 'none'}")
