@@ -32,6 +32,7 @@ LDAPS_PORT = 636
 _URI = re.compile(r"ldaps://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?/?\Z")
 _ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9;-]*\Z|1\.1\Z")
 _TLS_1_2 = 0x0303
+_GNUTLS_PRIORITY = "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2"
 
 # What an administrator has to change, by the name of python-ldap's exception; asking another server would not help.
 _OURS_TO_MEND = {
@@ -232,6 +233,9 @@ def _secure(connection: _Untyped, library: _Untyped, ca_file: str) -> None:
     connection.set_option(library.OPT_X_TLS_REQUIRE_CERT, library.OPT_X_TLS_DEMAND)
     connection.set_option(library.OPT_X_TLS_CACERTFILE, ca_file)
     connection.set_option(library.OPT_X_TLS_PROTOCOL_MIN, _TLS_1_2)
+    if library.get_option(library.OPT_X_TLS_PACKAGE) == "GnuTLS":
+        # libldap 2.5 with GnuTLS (Debian 12) takes the option above and lets TLS 1.1 pass all the same (measured)
+        connection.set_option(library.OPT_X_TLS_CIPHER_SUITE, _GNUTLS_PRIORITY)
     connection.set_option(library.OPT_X_TLS_NEWCTX, 0)
 
 
