@@ -17,7 +17,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -32,6 +32,7 @@ PROVISION_DEADLINE = 180.0
 START_DEADLINE = 90.0
 TOOL_DEADLINE = 60.0
 POLL = 0.1
+_NORMAL_WITHOUT_PASSWORD = 0x200 | 0x20
 _EPOCH = 11_644_473_600  # seconds from 1601 to 1970
 
 
@@ -152,6 +153,21 @@ class SambaAD:
         value = base64.b64encode(f'"{password}"'.encode("utf-16-le")).decode()
         self.modify(f"dn: {dn}\nchangetype: modify\nreplace: unicodePwd\nunicodePwd:: {value}\n")
 
+    def add_bare_users(self, names: Sequence[str]) -> None:
+        """Many enabled accounts without a password, in one go over LDAPS."""
+        self.modify(
+            "".join(
+                f"dn: CN={name},{USERS}\nchangetype: add\nobjectClass: user\nsAMAccountName: {name}\n"
+                f"userAccountControl: {_NORMAL_WITHOUT_PASSWORD}\n\n"
+                for name in names
+            )
+        )
+
+    def add_entry(self, dn: str, attributes: Mapping[str, str]) -> None:
+        """Any entry, over LDAPS; in base64, so that no name can break the format."""
+        values = "".join(f"{name}:: {_base64(value)}\n" for name, value in attributes.items())
+        self.modify(f"dn:: {_base64(dn)}\nchangetype: add\n{values}")
+
     def disable(self, name: str) -> None:
         """Set ACCOUNTDISABLE."""
         self.tool("user", "disable", name)
@@ -207,6 +223,10 @@ class SambaAD:
         return subprocess.run(
             argv, input=text.encode(), capture_output=True, timeout=TOOL_DEADLINE, check=False, env=environment
         )
+
+
+def _base64(value: str) -> str:
+    return base64.b64encode(value.encode()).decode()
 
 
 def _password() -> str:
