@@ -54,7 +54,8 @@ def read_directory(request: Request, now: float, *, stopping: Callable[[], bool]
     ``now`` (Unix seconds) is what an account's expiry is compared with. Raises :class:`ConfigError` at once for what no
     other server would mend (a wrong password there is wrong everywhere, and counts towards a lock), else
     :class:`BackendUnavailable` with what each server answered, also when ``stopping`` turned true. A server gets
-    :data:`CONNECT_TIMEOUT` to let us in and ``READING_TIMEOUT`` for everything.
+    :data:`CONNECT_TIMEOUT` to let us in and ``READING_TIMEOUT`` for everything. It forks: not for a process with
+    threads.
     """
     failures: list[str] = []
     for uri in request.uris:
