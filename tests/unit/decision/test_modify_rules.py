@@ -99,7 +99,8 @@ def test_refused_for_a_tagged_job(modify: Decide, stored: Fields, rule: str, cha
         ({"min_nodes": b"1", "max_nodes": b"2", "min_mem_per_node": b"100", "mail_type": b"3"}, {}),
         ({"requeue": b"1"}, {}),
         ({"extra": b"secure-slurm:class=phi;residency=eu;scratch=1073741824"}, {}),
-        ({"user_id": b"1001", "user_name": b"alice", "het_job_offset": b"0"}, {}),
+        # what scontrol sends with every change, on 24.11 and 26.05
+        ({"user_id": b"1001", "user_name": b"alice", "het_job_offset": b"0", "alloc_node": b"n1"}, {}),
         ({"partition": b"open"}, {}),
         ({"partition": b"open", "rec__features": b"big"}, {"features": "big&eu"}),
         ({"partition": b"open", "rec__features": None}, {"features": "eu"}),
