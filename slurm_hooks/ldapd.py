@@ -2,7 +2,8 @@
 
 It alone talks LDAP, as a user that may do nothing else. When the directory is away the old file stays, and whoever
 decides refuses once that is older than ``ldap.max_age``; nothing here ever makes an old reading look new.
-SIGHUP reads both configuration files again, SIGTERM and SIGINT end it.
+Changed configuration files are taken over before the next reading, SIGHUP asks for that reading now; SIGTERM and
+SIGINT end it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from conf import policy as policy_file
 from conf import site as site_file
@@ -151,6 +153,7 @@ def serve(site_path: str, policy_path: str) -> int:
     """Run until SIGTERM. systemd hears READY after the first attempt, whether or not the directory was there."""
     # Signals are held back and asked for, so that none ever cuts a reading or a file in two.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    seen = _seen(site_path, policy_path)
     reader = make_reader(site_path, policy_path)
     reader.recall()
     _attempt(reader)
@@ -161,9 +164,22 @@ def serve(site_path: str, policy_path: str) -> int:
             notify("STOPPING=1")
             LOG.info("ended by signal %d", caught.si_signo)
             return EXIT_OK
-        if caught is not None:
-            reader = _reload(reader, site_path, policy_path)
+        now = _seen(site_path, policy_path)
+        if now != seen or caught is not None:
+            reader, seen = _reload(reader, site_path, policy_path), now
         _attempt(reader)
+
+
+def _seen(*paths: str) -> tuple[tuple[int, int, int] | None, ...]:
+    """What changes when one of the files does. Deciders take a new policy at once; its groups must not wait for us."""
+    seen: list[tuple[int, int, int] | None] = []
+    for path in paths:
+        try:
+            info = Path(path).stat()
+            seen.append((info.st_mtime_ns, info.st_ino, info.st_size))
+        except OSError:
+            seen.append(None)
+    return tuple(seen)
 
 
 def _reload(reader: Reader, site_path: str, policy_path: str) -> Reader:

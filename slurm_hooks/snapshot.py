@@ -142,7 +142,7 @@ def parse(data: bytes) -> Snapshot:
         raise Refused(
             "directory.version",
             f"the members file has version {document.get('version')!r}, this program reads {VERSION}",
-            advice="restart secure-slurm-ldapd and secure-slurm-decide from the same release",
+            advice="restart secure-slurm-ldapd and secure-slurm-decisiond from the same release",
         )
     loaded_at, source, groups = document.get("loaded_at"), document.get("source"), document.get("groups")
     # NaN compares false with everything: as a date it would never be too old

@@ -218,19 +218,27 @@ def test_a_directory_that_comes_late_is_found(daemon: Daemon) -> None:
     daemon.until(lambda: daemon.people() == {"alice", "bob"})
 
 
-def test_hup_reads_the_policy_again_and_keeps_the_old_one_when_the_new_is_wrong(daemon: Daemon) -> None:
+def test_a_new_policy_is_taken_by_itself_and_a_wrong_one_is_not(daemon: Daemon) -> None:
     daemon.server.add(group("us", [person("bob")]))
     daemon.start()
     daemon.until(lambda: daemon.people() == {"alice", "bob"})
     daemon.use_groups("phi-eu", "us")
-    daemon.send(signal.SIGHUP)
     daemon.until(lambda: daemon.people("us") == {"bob"})
     daemon.policy.write_text("nonsense: true\n")
-    daemon.send(signal.SIGHUP)
     daemon.until(lambda: "the new one is refused" in daemon.log.read_text())
     written = daemon.snapshot.stat().st_mtime_ns
     daemon.until(lambda: daemon.snapshot.stat().st_mtime_ns != written)
     assert daemon.people("us") == {"bob"}
+    assert daemon.log.read_text().count("the new one is refused") == 1
+
+
+def test_hup_asks_for_a_reading_now(daemon: Daemon) -> None:
+    daemon.site.write_text(daemon.site.read_text().replace("refresh: 1s", "refresh: 9m"))
+    daemon.start()
+    daemon.until(lambda: daemon.people() == {"alice", "bob"})
+    daemon.server.set_members("phi-eu", [person("alice")])
+    daemon.send(signal.SIGHUP)
+    daemon.until(lambda: daemon.people() == {"alice"})
 
 
 def test_systemd_is_told_and_term_ends_it_cleanly(daemon: Daemon) -> None:
