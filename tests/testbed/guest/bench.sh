@@ -1,0 +1,3 @@
+# make bench, the part that needs dm-crypt
+python3 -m bench.scratch /out/scratch.json
+result $?
