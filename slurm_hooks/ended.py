@@ -6,8 +6,10 @@ writable by SlurmUser's group; the content is checked like any input. Standard l
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import stat
 from typing import NamedTuple
 
 from conf.slurmnames import is_node_name
@@ -29,11 +31,18 @@ def write(folder: str, job: int, nodes: tuple[str, ...]) -> None:
     name = f"{job}.{os.urandom(8).hex()}"
     temporary = f"{folder}/.{name}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(temporary, flags, 0o660), "w") as file:
-        file.write("\n".join(nodes) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(temporary, f"{folder}/{name}")  # noqa: PTH104  pathlib is too heavy for a hook
+    try:
+        with os.fdopen(os.open(temporary, flags, 0o600), "w") as file:
+            # SlurmUser writes it, the daemon reads it; nobody else gets into the folder, and node names are no secret
+            os.fchmod(file.fileno(), 0o644)
+            file.write("\n".join(nodes) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, f"{folder}/{name}")  # noqa: PTH104  pathlib is too heavy for a hook
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)  # noqa: PTH108
+        raise
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -41,12 +50,16 @@ def write(folder: str, job: int, nodes: tuple[str, ...]) -> None:
         os.close(descriptor)
 
 
-def read(folder: str) -> list[EndedJob]:
-    """The notes there are, oldest job first. What is not a proper note is left alone and not returned."""
+def read(folder: str, job: int | None = None) -> list[EndedJob]:
+    """The notes there are, or those of one job, the lowest number first. Raises OSError when the folder cannot be read.
+
+    What is not a proper note (a link, a pipe, a folder, a file too large or with anything but nodes' names in it) is
+    left alone and not returned.
+    """
     found = []
     for name in sorted(os.listdir(folder)):  # noqa: PTH208
         match = _NAME.fullmatch(name)
-        if match:
+        if match and job in (None, int(match[1])):
             nodes = _nodes(f"{folder}/{name}")
             if nodes:
                 found.append(EndedJob(int(match[1]), nodes, f"{folder}/{name}"))
@@ -55,10 +68,21 @@ def read(folder: str) -> list[EndedJob]:
 
 def _nodes(path: str) -> tuple[str, ...]:
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as file:
-            lines = file.read(_LIMIT).split()
+        # without O_NONBLOCK a pipe would be waited for, and with it every key that is to be destroyed
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return ()
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return ()
+        with os.fdopen(descriptor, encoding="ascii", closefd=False) as file:
+            text = file.read(_LIMIT + 1)
     except (OSError, ValueError):
         return ()
+    finally:
+        os.close(descriptor)
+    # a note that was cut could end in the name of another node
+    lines = text.split() if len(text) <= _LIMIT else []
     return tuple(lines) if lines and all(is_node_name(line) for line in lines) else ()
 
 

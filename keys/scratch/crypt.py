@@ -93,7 +93,9 @@ def open_mapping(name: str, device: str, size_bytes: int, key: Secret, budget: B
         raise NodeBroken(f"the key has {len(key) * 8} bits, not {KEY_BITS}")
     if size_bytes <= 0 or size_bytes % BLOCK:
         raise NodeBroken(f"a mapping of {size_bytes} bytes is not a multiple of {BLOCK}")
-    argv = [program("cryptsetup"), "open", "--type", "plain", "--batch-mode"]
+    # --hash=plain: cryptsetup ignores the hash for a key file, but not for "-" (its source, src/cryptsetup.c): without
+    # this the kernel would get a hash of the data key, and an unwrapped key would open nothing (seen on 2.7.5 and 2.8)
+    argv = [program("cryptsetup"), "open", "--type", "plain", "--batch-mode", "--hash=plain"]
     argv += ["--cipher", CIPHER, "--key-size", str(KEY_BITS), "--sector-size", str(BLOCK), "--key-file=-"]
     argv += ["--size", str(size_bytes // SECTOR), "--", device, name]
     try:

@@ -27,7 +27,7 @@ def cluster() -> Iterator[Cluster]:
 def clean(cluster: Cluster) -> Iterator[Cluster]:
     """The cluster, and afterwards: no mapping left, no node drained."""
     yield cluster
-    cluster.command(["scancel", "--user", "alice,bob,carol,oper"], check=False)
+    cluster.cancel_all()
     cluster.until(
         lambda: not cluster.command(["squeue", "-h", "-t", "R,CF,CG", "-o", "%i"]).stdout.strip(), "all jobs to end"
     )

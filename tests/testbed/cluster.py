@@ -302,6 +302,12 @@ class Cluster:
             raise ClusterError(f"{command} {words}: {done.returncode}\n{done.stdout}{done.stderr}")
         return int(number)
 
+    def cancel_all(self) -> None:
+        """Cancel every job there is."""
+        jobs = self.command(["squeue", "-h", "-o", "%A"]).stdout.split()
+        if jobs:
+            self.command(["scancel", *sorted(set(jobs))], check=False)
+
     # -- asking Slurm --------------------------------------------------------------------------------------------
 
     def job(self, number: int) -> dict[str, str]:
@@ -406,7 +412,7 @@ class Cluster:
         """The last lines of every log, for a failure's message."""
         files = [*Path("/var/log").glob("*.log"), *Path("/var/log/slurm").glob("*.log")]
         return "\n".join(
-            f"--- {file}\n" + "\n".join(file.read_text(errors="replace").splitlines()[-12:]) for file in files
+            f"--- {file}\n" + "\n".join(file.read_text(errors="replace").splitlines()[-6:]) for file in files
         )
 
     @staticmethod
