@@ -2,7 +2,7 @@
 -- One file for Slurm 23.11 to 26.05, Lua 5.1 to 5.4; needs LuaSocket. Installed next to slurm.conf.
 --
 -- Rules this file keeps, because slurmctld holds locks while it runs and accepts a job whenever it is unsure:
---   * whatever goes wrong, the answer is the number ERROR: nil, a non-number and, up to 25.11, a Lua error ACCEPT a job
+--   * whatever goes wrong, the answer is the number REFUSED: nil, a non-number and, up to 25.11, a Lua error ACCEPT a job
 --     (job_submit_lua.c, slurm_lua.c);
 --   * only an answer that repeats this request's nonce and says "allow" allows;
 --   * one deadline for the whole exchange; after three timeouts in a row it refuses at once for five seconds;
@@ -61,7 +61,17 @@ local SETTABLE = {
 }
 
 -- The two numbers that slurmctld understands, fixed now: a global that became nil must not turn into "accept".
-local ERROR = type(slurm) == "table" and type(slurm.ERROR) == "number" and slurm.ERROR ~= 0 and slurm.ERROR or -1
+-- The user reads "Access/permission denied" for the first of them, "Unspecified error" for the others.
+local function first_error(names)
+  for _, name in ipairs(names) do
+    local value = type(slurm) == "table" and slurm[name]
+    if type(value) == "number" and value ~= 0 then
+      return value
+    end
+  end
+  return -1
+end
+local REFUSED = first_error({ "ESLURM_ACCESS_DENIED", "ERROR" })
 local SUCCESS = 0
 
 local loaded, socket = pcall(require, "socket")
@@ -318,7 +328,7 @@ local function refuse(rule, message, advice)
     text = text .. "\nWhat to do: " .. advice
   end
   tell(text .. "\n(rule " .. rule .. ")")
-  return ERROR
+  return REFUSED
 end
 
 -- Collecting ------------------------------------------------------------------------------------------------------
@@ -601,7 +611,7 @@ local function guarded(body, ...)
     pcall(refuse, "engine.error", "the submission filter failed, so the job was refused",
       "tell an admin: slurmctld's log has the details")
   end
-  return ERROR
+  return REFUSED
 end
 
 local function submit(job, part_list, submit_uid)

@@ -7,6 +7,7 @@ local messages, logs = {}, {}
 slurm = {
   SUCCESS = 0,
   ERROR = -1,
+  ESLURM_ACCESS_DENIED = 2002,
   log_user = function(format, ...)
     messages[#messages + 1] = string.format(format, ...)
   end,

@@ -20,6 +20,8 @@ SOURCE = Path(__file__).parents[3] / "slurm_hooks" / "job_submit.lua"
 HARNESS = Path(__file__).parent / "job_submit_harness.lua"
 # 5.1 is what Debian's slurmctld links, 5.3 SchedMD's packages, 5.3 or 5.4 ParallelCluster's
 LUAS = ["lua5.1", *(name for name in ("lua5.3", "lua5.4") if shutil.which(name))]
+# slurm_errno.h; what slurmctld exports to Lua as slurm.ESLURM_ACCESS_DENIED
+ACCESS_DENIED = "2002"
 CONFIG_LINE = 'local CONFIG = "/etc/secure-slurm/job_submit.conf.lua"'
 
 Fields = dict[str, bytes]
@@ -110,7 +112,7 @@ class Result(NamedTuple):
 
     @property
     def refused(self) -> bool:
-        return self.kind == "number" and self.code == "-1"
+        return self.kind == "number" and self.code == ACCESS_DENIED
 
 
 class Filter:
@@ -219,6 +221,29 @@ def test_refuse_tells_why_and_what_to_do(lua: Filter, daemon: Daemon) -> None:
 
     assert result.refused
     assert result.message == "secure-slurm: no role\nWhat to do: ask for one\n(rule rbac.role)"
+
+
+@pytest.mark.parametrize(
+    ("exported", "code"),
+    [
+        ("slurm.ESLURM_ACCESS_DENIED = 2002", "2002"),
+        ("slurm.ESLURM_ACCESS_DENIED = nil", "-1"),
+        ("slurm.ESLURM_ACCESS_DENIED = 0", "-1"),
+        ("slurm.ESLURM_ACCESS_DENIED = '2002'", "-1"),
+        ("slurm.ESLURM_ACCESS_DENIED = nil; slurm.ERROR = 7", "7"),
+        ("slurm.ESLURM_ACCESS_DENIED = nil; slurm.ERROR = 0", "-1"),
+        ("slurm.ESLURM_ACCESS_DENIED = nil; slurm.ERROR = nil", "-1"),
+        ("slurm.ESLURM_ACCESS_DENIED = nil; slurm.ERROR = 'no'", "-1"),
+        ("slurm = nil", "-1"),
+    ],
+)
+def test_the_number_of_a_refusal(lua: Filter, daemon: Daemon, exported: str, code: str) -> None:
+    """Access/permission denied where Slurm has a number for it; whatever it exports, never the number of a yes."""
+    daemon.reply = say(verdict="refuse", rule="x", message="no", advice="")
+
+    result = lua.start(patch=("local REFUSED =", f"{exported}\nlocal REFUSED =")).submit()
+
+    assert (result.kind, result.code) == ("number", code)
 
 
 def test_nothing_of_a_message_reaches_the_terminal_as_a_command(lua: Filter, daemon: Daemon) -> None:
