@@ -16,20 +16,18 @@ import pwd
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from audit.chain import AuditError, Chain
-from conf.errors import ConfigError, Refused, SecureSlurmError
+from conf.errors import SecureSlurmError
 from conf.policy import DEFAULT_PATH as POLICY_PATH
-from conf.policy import Policy, load_policy
 from conf.site import DEFAULT_PATH as SITE_PATH
 from conf.site import Site, load_site
 from conf.version import __version__
 from slurm_hooks import record
 from slurm_hooks.engine import Decision, Signer, decide_modify, decide_submit
-from slurm_hooks.filters.verdict import Context
+from slurm_hooks.live import LOOK_EVERY, Live, account, every
 from slurm_hooks.serve import Fields, Listener, Peer, notify, serve
 from slurm_hooks.snapshot import SnapshotCache
 
@@ -38,8 +36,6 @@ LOG = logging.getLogger(__name__)
 WRITER = "decision"
 SNAPSHOT_USER = "secure-ldap"
 SOCKET_MODE = 0o660
-LOOK_EVERY = 1.0
-"""Seconds between looks at the policy, the members and unflushed audit lines."""
 DEADLINE_SHARE = 0.75
 """Of the time that slurmctld waits: an answer that would come too late is better given up here."""
 
@@ -49,25 +45,21 @@ _UNWRITABLE = ("audit.unwritable", "the decision could not be written to the aud
 class Decider:
     """The state of the daemon and its verbs."""
 
-    def __init__(self, site: Site, policy_path: str, signer: Signer, chain: Chain, members: SnapshotCache) -> None:
-        self._site = site
-        self._policy_path = policy_path
+    def __init__(self, live: Live, signer: Signer, chain: Chain) -> None:
+        self._live = live
         self._signer = signer
         self._chain = chain
-        self._members = members
-        self._seen: tuple[int, int, int] | None = None
         self._unflushed = False
         self._audit_broken = False
         self.decided = {"allow": 0, "refuse": 0}
-        self._policy: Policy = self._load_policy()
 
     async def submit(self, fields: Fields, _peer: Peer) -> dict[str, bytes | str]:
         """Verb ``submit``."""
-        return self._answer(decide_submit(fields, self._context(), self._signer))
+        return self._answer(decide_submit(fields, self._live.context(), self._signer))
 
     async def modify(self, fields: Fields, _peer: Peer) -> dict[str, bytes | str]:
         """Verb ``modify``."""
-        return self._answer(decide_modify(fields, self._context(), self._signer))
+        return self._answer(decide_modify(fields, self._live.context(), self._signer))
 
     async def ping(self, _fields: Fields, _peer: Peer) -> dict[str, bytes | str]:
         """Verb ``ping``: the daemon is there."""
@@ -75,29 +67,18 @@ class Decider:
 
     async def status(self, _fields: Fields, _peer: Peer) -> dict[str, bytes | str]:
         """Verb ``status``: what is in use, for an admin."""
-        now = time.time()
-        try:
-            members = f"{self._members.current(now).age(now):.0f} s old"
-        except Refused as error:
-            members = str(error)
         return {
             "verdict": "allow",
             "version": __version__,
-            "policy": self._policy.hash,
-            "members": members,
+            "policy": self._live.policy.hash,
+            "members": self._live.members_age(),
             "audit": "unwritable" if self._audit_broken else "written",
             **{f"decided.{verdict}": str(count) for verdict, count in self.decided.items()},
         }
 
     def look(self) -> None:
         """Take over a changed policy and changed members. Does file I/O: never call it while a request waits."""
-        self._members.poll(time.time())
-        try:
-            if self._stamp() != self._seen:
-                self._policy = self._load_policy()
-                LOG.info("the policy %s is in use", self._policy.hash)
-        except SecureSlurmError as error:
-            LOG.error("the policy in use stays %s: %s", self._policy.hash, error)
+        self._live.look()
 
     def flush(self) -> None:
         """Put the audit lines so far on the disk."""
@@ -109,24 +90,6 @@ class Decider:
         except AuditError as error:
             self._unflushed = True
             LOG.error("%s", error)
-
-    def _load_policy(self) -> Policy:
-        # looked at before it is read: a change in between is then seen the next time
-        self._seen = self._stamp()
-        return load_policy(self._policy_path)
-
-    def _stamp(self) -> tuple[int, int, int]:
-        try:
-            found = os.lstat(self._policy_path)
-        except OSError as error:
-            raise ConfigError(f"{self._policy_path}: {error.strerror}") from None
-        return found.st_mtime_ns, found.st_size, found.st_ino
-
-    def _context(self) -> Context:
-        try:
-            return Context(self._policy, self._members.current(time.time()))
-        except Refused as error:
-            return Context(self._policy, None, str(error), error.advice)
 
     def _answer(self, decision: Decision) -> dict[str, bytes | str]:
         decision = self._written(decision)
@@ -183,7 +146,7 @@ async def run(decider: Decider, site: Site, slurm: pwd.struct_passwd, stop: asyn
     listener: Listener = await serve(
         site.controller.socket, handlers, mode=SOCKET_MODE, group=_group_for(slurm), deadline=deadline
     )
-    tasks = [asyncio.create_task(_every(LOOK_EVERY, work)) for work in (decider.look, decider.flush)]
+    tasks = [asyncio.create_task(every(LOOK_EVERY, work)) for work in (decider.look, decider.flush)]
     try:
         notify("READY=1")
         LOG.info("deciding at %s", site.controller.socket)
@@ -197,43 +160,24 @@ async def run(decider: Decider, site: Site, slurm: pwd.struct_passwd, stop: asyn
         decider.flush()
 
 
-async def _every(seconds: float, work: Callable[[], None]) -> None:
-    """Do ``work`` in a thread again and again; a failure is logged, and is no reason to stop looking."""
-    while True:
-        await asyncio.sleep(seconds)
-        try:
-            await asyncio.to_thread(work)
-        except Exception:
-            LOG.exception("a background task failed")
-
-
 def _group_for(slurm: pwd.struct_passwd) -> int | None:
     """The socket's group: SlurmUser's, if this process may give it away."""
     return slurm.pw_gid if os.geteuid() == 0 or slurm.pw_gid in os.getgroups() else None
 
 
-def _account(name: str, what: str) -> pwd.struct_passwd:
-    try:
-        return pwd.getpwnam(name)
-    except KeyError:
-        raise ConfigError(
-            f"there is no user {name!r}, who is {what}", advice="create it, or correct the site file"
-        ) from None
-
-
 def build(config: str, policy: str, snapshot_user: str) -> tuple[Decider, Site, pwd.struct_passwd]:
     """Everything that is read once, at the start. ConfigError names what is missing: then nothing is decided at all."""
     site = load_site(config)
-    slurm = _account(site.cluster.slurm_user, "SlurmUser")
-    members = SnapshotCache(site.ldap.snapshot, _account(snapshot_user, "the LDAP reader").pw_uid, site.ldap.max_age)
-    members.poll(time.time())
+    slurm = account(site.cluster.slurm_user, "SlurmUser")
+    reader = account(snapshot_user, "the LDAP reader").pw_uid
+    live = Live(policy, SnapshotCache(site.ldap.snapshot, reader, site.ldap.max_age))
     signer = Signer(
         cluster=site.cluster.name,
         key=record.load_key(site.controller.record_key),
         privileged=frozenset({0, slurm.pw_uid}),
     )
     chain = Chain(f"{site.audit.directory}/{WRITER}", WRITER, socket.gethostname().partition(".")[0])
-    return Decider(site, policy, signer, chain, members), site, slurm
+    return Decider(live, signer, chain), site, slurm
 
 
 async def _serve_until_signal(config: str, policy: str, snapshot_user: str) -> None:

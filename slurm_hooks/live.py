@@ -5,10 +5,12 @@ A broken new policy leaves the last good one in use, with an error in the log; m
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import pwd
 import time
+from collections.abc import Callable
 
 from conf.errors import ConfigError, Refused, SecureSlurmError
 from conf.policy import Policy, load_policy
@@ -18,7 +20,7 @@ from slurm_hooks.snapshot import SnapshotCache
 LOG = logging.getLogger(__name__)
 
 LOOK_EVERY = 1.0
-"""Seconds between two looks at the files."""
+"""Seconds between two looks at the files, and at whatever else a daemon does in the background."""
 
 
 class Live:
@@ -67,6 +69,16 @@ class Live:
         except OSError as error:
             raise ConfigError(f"{self._path}: {error.strerror}") from None
         return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+async def every(seconds: float, work: Callable[[], None]) -> None:
+    """Do ``work`` in a thread again and again; a failure is logged, and is no reason to stop looking."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await asyncio.to_thread(work)
+        except Exception:
+            LOG.exception("a background task failed")
 
 
 def account(name: str, what: str) -> pwd.struct_passwd:
