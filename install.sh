@@ -1,30 +1,50 @@
 #!/bin/sh
-# install.sh [--prefix /opt/secure-slurm] [--source DIR] [--offline]
+# install.sh [--role head|login|compute|all] [--node NAME] [--prefix /opt/secure-slurm] [--source DIR] [--offline]
 #   Lays secure-slurm out for root: PREFIX/lib (packages, compiled), PREFIX/hooks (what Slurm calls), PREFIX/bin (commands),
-#   PREFIX/venv (the dependencies, locked with hashes). --offline: the virtual environment is there already.
+#   PREFIX/venv (the dependencies, locked with hashes); and, for the role of this machine, accounts, folders, systemd units,
+#   and in /etc/secure-slurm what is not there yet. It starts nothing and may be run again at any time.
+#   --node: this node's name in Slurm, where it is not the short host name. --offline: the virtual environment is there.
 set -eu
 umask 022
-prefix=/opt/secure-slurm offline= source=$(cd "$(dirname "$0")" && pwd)
+prefix=/opt/secure-slurm offline= role=all node= source=$(cd "$(dirname "$0")" && pwd)
+etc=/etc/secure-slurm
+fail() { echo "install.sh: $1" >&2; exit "${2:-1}"; }
 while [ $# -gt 0 ]; do
   case $1 in
-    --prefix) prefix=$2; shift 2 ;;
-    --source) source=$2; shift 2 ;;
-    --offline) offline=1; shift ;;
-    -h|--help) sed -n '2,4s/^# *//p' "$0"; exit 0 ;;
-    *) echo "install.sh: unknown option $1 (see --help)" >&2; exit 2 ;;
+    --offline) offline=1; shift; continue ;;
+    -h|--help) sed -n '2,6s/^# *//p' "$0"; exit 0 ;;
+    --role|--node|--prefix|--source) [ $# -gt 1 ] || fail "$1 needs a value" 2 ;;
+    *) fail "unknown option $1 (see --help)" 2 ;;
   esac
+  case $1 in --role) role=$2 ;; --node) node=$2 ;; --prefix) prefix=$2 ;; --source) source=$2 ;; esac
+  shift 2
 done
-[ "$(id -u)" = 0 ] || { echo "install.sh: run it as root: what Slurm runs as root must belong to root" >&2; exit 1; }
-sh "$source/requirements/accounts.sh"
+head= compute=
+case $role in
+  all) head=1 compute=1 ;;
+  head) head=1 ;;
+  compute) compute=1 ;;
+  login) ;;
+  *) fail "no such role: $role (head, login, compute or all)" 2 ;;
+esac
+# both become part of files that root reads
+case $prefix in /*[!A-Za-z0-9._/-]*|[!/]*|''|/) fail "not a usable prefix: $prefix" 2 ;; esac
+case $node in *[!A-Za-z0-9.-]*|[.-]*) fail "not the name of a node that can be protected: $node" 2 ;; esac
+[ "$(id -u)" = 0 ] || fail "run it as root: what Slurm runs as root must belong to root"
+[ "$role" = login ] || sh "$source/requirements/accounts.sh"
+[ "$role" = login ] || getent group slurm >/dev/null || fail "there is no group slurm: install Slurm first"
+
+# -- the program -----------------------------------------------------------------------------------------------------
 if [ -z "$offline" ]; then
+  python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "python3 is older than 3.11"
   # python-ldap comes from the distribution, everything else from the lock file
-  python3 -c 'import ldap' 2>/dev/null || { apt-get install -y python3-ldap || dnf install -y python3-ldap; }
+  python3 -c 'import ldap, ensurepip' 2>/dev/null || apt-get install -y python3-ldap python3-venv || dnf install -y python3-ldap
   python3 -m venv --system-site-packages "$prefix/venv"
   "$prefix/venv/bin/pip" install --quiet --require-hashes -r "$source/requirements/runtime.lock"
 fi
-[ -x "$prefix/venv/bin/python3" ] || { echo "install.sh: no virtual environment in $prefix/venv" >&2; exit 1; }
+[ -x "$prefix/venv/bin/python3" ] || fail "no virtual environment in $prefix/venv"
 rm -rf "$prefix/lib.new"
-mkdir -p "$prefix/lib.new" "$prefix/hooks" "$prefix/bin"
+mkdir -p "$prefix/lib.new" "$prefix/hooks" "$prefix/bin" "$etc" /usr/local/bin
 for room in admin audit conf keys slurm_hooks submit; do
   cp -r "$source/$room" "$prefix/lib.new/"
 done
@@ -36,24 +56,77 @@ rm -rf "$prefix/lib"; mv "$prefix/lib.new" "$prefix/lib"
 "$prefix/venv/bin/python3" -I -m compileall -q --invalidation-mode unchecked-hash "$prefix/lib"
 for stub in prolog epilog prolog_slurmctld epilog_slurmctld task_prolog; do
   sed "s|@PREFIX@|$prefix|g" "$source/slurm_hooks/stubs/$stub" > "$prefix/hooks/$stub"
-  chmod 755 "$prefix/hooks/$stub"
 done
 cp "$source/slurm_hooks/job_submit.lua" "$prefix/hooks/job_submit.lua"
-command() {  # name, module, function
+launcher() {  # name, module, function
   {
     printf '#!%s/venv/bin/python3 -I\n' "$prefix"
     printf 'import sys\nsys.path.insert(0, "%s/lib")\nfrom %s import %s\nsys.exit(%s())\n' "$prefix" "$2" "$3" "$3"
   } > "$prefix/bin/$1"
-  chmod 755 "$prefix/bin/$1"
 }
-command secure-slurm admin.main main
-command secure-sbatch submit.main sbatch
-command secure-srun submit.main srun
-command secure-salloc submit.main salloc
-command secure-slurm-decisiond slurm_hooks.decisiond main
-command secure-slurm-lifecycled slurm_hooks.lifecycled main
-command secure-slurm-noded slurm_hooks.noded main
-command secure-slurm-ldapd slurm_hooks.ldapd main
-install -d -m 755 /etc/secure-slurm
-install -d -m 755 /var/log/secure-slurm
-echo "secure-slurm is in $prefix; next: /etc/secure-slurm/secure-slurm.yaml, then 'secure-slurm conf check'"
+launcher secure-slurm admin.main main
+launcher secure-sbatch submit.main sbatch
+launcher secure-srun submit.main srun
+launcher secure-salloc submit.main salloc
+launcher secure-slurm-decisiond slurm_hooks.decisiond main
+launcher secure-slurm-lifecycled slurm_hooks.lifecycled main
+launcher secure-slurm-noded slurm_hooks.noded main
+launcher secure-slurm-ldapd slurm_hooks.ldapd main
+chmod 755 "$prefix"/bin/secure-* "$prefix"/hooks/*log*
+ln -sf "$prefix/bin/secure-slurm" "$prefix/bin/secure-sbatch" "$prefix/bin/secure-srun" "$prefix/bin/secure-salloc" /usr/local/bin/
+if [ "$role" = login ]; then
+  echo "secure-slurm is in $prefix; next: secure-sbatch --secure-help"
+  exit 0
+fi
+
+# -- configuration: only what is not there yet -----------------------------------------------------------------------
+for file in secure-slurm.yaml policy.yaml; do
+  [ -e "$etc/$file" ] || cp "$source/conf/$file" "$etc/$file"
+done
+if [ -n "$head" ] && [ ! -e "$etc/record.key" ]; then
+  (umask 077; head -c 32 /dev/urandom > "$etc/record.key.new")
+  chgrp secure-record "$etc/record.key.new"
+  chmod 640 "$etc/record.key.new"
+  mv "$etc/record.key.new" "$etc/record.key"
+fi
+
+# -- folders and units -----------------------------------------------------------------------------------------------
+folders() {  # the lines of tmpfiles.d for this role
+  case $role in
+    head) sed '/^# part: compute/,$d' "$source/conf/tmpfiles/secure-slurm.conf" ;;
+    compute) sed '/^# part: head/,/^# part: compute/d' "$source/conf/tmpfiles/secure-slurm.conf" ;;
+    all) cat "$source/conf/tmpfiles/secure-slurm.conf" ;;
+  esac
+}
+here="/^#/!s|%l|${node:-%l}|g; s|/opt/secure-slurm|$prefix|g"
+units=
+[ -z "$head" ] || units="secure-slurm-ldapd secure-slurm-decisiond secure-slurm-lifecycled"
+[ -z "$compute" ] || units="$units secure-slurm-noded"
+if [ -d /run/systemd/system ]; then
+  folders | sed "$here" > /etc/tmpfiles.d/secure-slurm.conf
+  for unit in $units; do
+    sed "$here" "$source/conf/systemd/$unit.service" > "/etc/systemd/system/$unit.service"
+  done
+  systemd-tmpfiles --create /etc/tmpfiles.d/secure-slurm.conf
+  systemctl daemon-reload
+  start="systemctl enable --now $units"
+else
+  name=${node:-$(hostname)}
+  folders | sed "s|%l|${node:-${name%%.*}}|g" | while read -r type path mode owner group; do
+    # what is there is left alone: root must not change the owner of what a daemon may have put in its place
+    [ "$type" != d ] || [ -e "$path" ] || [ -L "$path" ] || install -d -m "$mode" -o "$owner" -g "$group" "$path"
+  done
+  start="start$(for unit in $units; do printf ' %s/bin/%s' "$prefix" "$unit"; done), each as its own account (conf/systemd)"
+fi
+
+# -- what is left to do ----------------------------------------------------------------------------------------------
+[ -z "$compute" ] || for program in cryptsetup dmsetup mkfs.ext4; do
+  command -v "$program" >/dev/null || echo "install.sh: warning: $program is not installed, which encrypted scratch needs" >&2
+done
+cat <<END
+secure-slurm is in $prefix (role: $role). Next, as docs/install.md explains:
+  1. edit $etc/secure-slurm.yaml and policy.yaml; put in place the files that they name
+  2. secure-slurm conf check && secure-slurm conf render
+  3. $start
+  4. add the lines of $prefix/lib/conf/slurm/slurm.conf.snippet to slurm.conf
+END
