@@ -71,9 +71,14 @@ def process() -> Iterator[Callable[..., int]]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start(*argv: str) -> int:
-        # it waits for its standard input to end
-        started.append(subprocess.Popen(argv, executable="/bin/cat", stdin=subprocess.PIPE))
-        return started[-1].pid
+        child = subprocess.Popen(argv, executable="/bin/cat", stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        started.append(child)
+        assert child.stdin
+        assert child.stdout
+        # an answer, for Popen returns a moment before the kernel shows the new command line
+        child.stdin.write(b"here\n")
+        assert child.stdout.readline() == b"here\n"
+        return child.pid
 
     yield start
     for each in started:
