@@ -8,20 +8,21 @@ run twice for one start; it may be killed and leave a grant behind. Hence three 
 - a start first closes whatever is left of the job, also what only a note on disk still knows of.
 
 A note (:mod:`slurm_hooks.ended`) that was there before a start arrived belongs to an earlier incarnation, one that
-appeared since then to this one: Slurm starts no job whose EpilogSlurmctld has not finished.
+appeared since then to this one: Slurm starts no job whose EpilogSlurmctld has not finished. It counts as "ended" even
+if the message never came, and it stays until Vault has confirmed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 import attrs
 
-from conf.errors import Refused
+from conf.errors import Refused, SecureSlurmError
 from slurm_hooks.ended import EndedJob
 
 Result = TypeVar("Result")
@@ -77,11 +78,21 @@ class Notes(Protocol):
 
 @attrs.define(eq=False)
 class _Start:
-    """A start that has arrived: waiting for its turn, being made, or running."""
+    """A start that has arrived: waiting for its turn, or ``opened``: being made, running, or over and not yet closed.
+
+    ``earlier``: the notes that were there when it arrived. Before it is opened it has written nothing, and what is on
+    its nodes is somebody else's.
+    """
 
     incarnation: str
     nodes: tuple[str, ...]
+    earlier: frozenset[EndedJob]
     wanted: bool = True
+    opened: bool = False
+
+
+def _nodes_of(what: Iterable[EndedJob] | Iterable[_Start]) -> Iterator[str]:
+    return (node for each in what for node in each.nodes)
 
 
 @attrs.define(eq=False)
@@ -105,22 +116,23 @@ class Jobs:
     async def start(self, job: StartJob, incarnation: str) -> list[Destroyed]:
         """Close what is left of this job, then make its keys; returns what was closed.
 
-        Refused ``lifecycle.ended`` when the job ended meanwhile: then nothing of it is left.
+        Refused ``lifecycle.ended`` when the job ended meanwhile: then nothing of it is left, or its note still is.
+        A request that is cancelled is a job that has ended.
         """
-        mine = _Start(incarnation, job.nodes)
+        mine = _Start(incarnation, job.nodes, frozenset(self._notes.of(job.job)))
         self._starts.setdefault(job.job, []).append(mine)
-        earlier = set(self._notes.of(job.job))
         try:
             async with self._turn(job.job):
+                self._check_wanted(job.job, mine)
                 closed = await self._close_earlier(job.job, mine)
-                mine.wanted = mine.wanted and earlier.issuperset(self._notes.of(job.job))
-                self._check_wanted(mine, job.job)
-                await self._blocking(lambda: self._keys.create(job, incarnation, lambda: mine.wanted))
-                if not mine.wanted:
-                    await self._blocking(lambda: self._keys.destroy(job.job, job.nodes))
-                    self._check_wanted(mine, job.job)
+                self._check_wanted(job.job, mine)
+                mine.opened = True
+                await self._create(job, mine)
         except BaseException:
-            self._forget(job.job, mine)
+            # a creation that failed may have left something: it stays known, and whoever has the next turn closes it
+            mine.wanted = False
+            if not mine.opened:
+                self._forget(job.job, mine)
             raise
         return closed
 
@@ -136,14 +148,14 @@ class Jobs:
     async def retry(self, job: int, nodes: tuple[str, ...]) -> list[Destroyed]:
         """Destroy what an earlier "ended" was about; a start that has arrived since then is left alone."""
         async with self._turn(job):
-            starts = self._starts.get(job, [])
-            alive = {node for start in starts if start.wanted for node in start.nodes}
-            over = [start for start in starts if not start.wanted]
-            everywhere = dict.fromkeys((*nodes, *(node for start in over for node in start.nodes)))
-            notes = self._notes.of(job)
-            # what a newer start holds, it has closed before it began
+            notes = self._heed_notes(job)
+            opened = [start for start in self._starts.get(job, ()) if start.opened]
+            # what a newer start holds, it has closed before it opened
+            alive = {node for start in opened if start.wanted for node in start.nodes}
+            over = [start for start in opened if not start.wanted]
+            everywhere = dict.fromkeys((*nodes, *_nodes_of(notes), *_nodes_of(over)))
             targets = tuple(node for node in everywhere if node not in alive)
-            destroyed = await self._blocking(lambda: self._keys.destroy(job, targets)) if targets else []
+            destroyed = await self._destroy(job, targets) if targets else []
             for start in over:
                 self._forget(job, start)
             for note in notes:
@@ -152,28 +164,53 @@ class Jobs:
 
     def open_jobs(self) -> dict[int, str]:
         """Jobs with keys, as far as this process knows, and the incarnation of each."""
-        return {job: starts[-1].incarnation for job, starts in self._starts.items() if starts}
+        found = ((job, [start.incarnation for start in starts if start.wanted]) for job, starts in self._starts.items())
+        return {job: wanted[-1] for job, wanted in found if wanted}
 
     async def _close_earlier(self, job: int, mine: _Start) -> list[Destroyed]:
-        others = [start for start in self._starts[job] if start is not mine and not self._is_later(job, start, mine)]
-        notes = self._notes.of(job)
-        noted = (node for note in notes for node in note.nodes)
-        nodes = dict.fromkeys((*mine.nodes, *noted, *(node for start in others for node in start.nodes)))
-        closed = await self._blocking(lambda: self._keys.destroy(job, tuple(nodes)))
+        opened = [start for start in self._starts[job] if start.opened]
+        # a note that appeared since this start arrived is about this start, and outlives this
+        notes = [note for note in self._notes.of(job) if note in mine.earlier]
+        nodes = dict.fromkeys((*mine.nodes, *_nodes_of(notes), *_nodes_of(opened)))
+        closed = await self._destroy(job, tuple(nodes))
         for note in notes:
             self._notes.remove(note)
-        for start in others:
+        for start in opened:
             self._forget(job, start)
         return closed
 
-    def _is_later(self, job: int, start: _Start, mine: _Start) -> bool:
-        order = self._starts[job]
-        return order.index(start) > order.index(mine)
+    async def _create(self, job: StartJob, mine: _Start) -> None:
+        def create() -> None:
+            self._keys.create(job, mine.incarnation, lambda: mine.wanted)
 
-    @staticmethod
-    def _check_wanted(start: _Start, job: int) -> None:
+        try:
+            await self._blocking(create, mine)
+        except asyncio.CancelledError:
+            # it may have been past its last look when it became unwanted; what stays now is left to the next turn
+            with contextlib.suppress(SecureSlurmError):
+                await self._destroy(job.job, job.nodes)
+                self._forget(job.job, mine)
+            raise
+        self._heed_notes(job.job)
+        if not mine.wanted:
+            await self._destroy(job.job, job.nodes)
+            self._forget(job.job, mine)
+            self._check_wanted(job.job, mine)
+
+    def _heed_notes(self, job: int) -> list[EndedJob]:
+        """The job's notes; a start that they are about is not wanted any more."""
+        notes = self._notes.of(job)
+        for start in self._starts.get(job, ()):
+            start.wanted = start.wanted and start.earlier.issuperset(notes)
+        return notes
+
+    def _check_wanted(self, job: int, start: _Start) -> None:
+        self._heed_notes(job)
         if not start.wanted:
             raise Refused("lifecycle.ended", f"job {job} ended while its keys were being made")
+
+    async def _destroy(self, job: int, nodes: tuple[str, ...]) -> list[Destroyed]:
+        return await self._blocking(lambda: self._keys.destroy(job, nodes))
 
     def _forget(self, job: int, start: _Start) -> None:
         starts = self._starts.get(job, [])
@@ -194,11 +231,21 @@ class Jobs:
             if not turn.users:
                 del self._turns[job]
 
-    async def _blocking(self, act: Callable[[], Result]) -> Result:
-        """Run in a thread, to its end: a cancelled request must not leave a creation running unseen."""
+    async def _blocking(self, act: Callable[[], Result], start: _Start | None = None) -> Result:
+        """Run in a thread, to its end: a cancelled request must not leave it running unseen, with the turn given on.
+
+        ``start`` is the one that a cancelled request takes back.
+        """
         future = asyncio.get_running_loop().run_in_executor(self._pool, act)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait([future])
-            raise
+        cancelled: asyncio.CancelledError | None = None
+        while not future.done():
+            try:
+                await asyncio.wait([future])
+            except asyncio.CancelledError as error:
+                cancelled = error
+                if start is not None:
+                    start.wanted = False
+        if cancelled is not None:
+            future.exception()
+            raise cancelled
+        return future.result()

@@ -11,23 +11,26 @@ import argparse
 import asyncio
 import logging
 import os
+import re
 import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from audit.chain import AuditError, Chain
+from audit.events import UID_LIMIT
 from conf.errors import BackendUnavailable, Refused, SecureSlurmError
 from conf.policy import DEFAULT_PATH as POLICY_PATH
 from conf.site import DEFAULT_PATH as SITE_PATH
 from conf.site import Site, load_site
+from conf.slurmnames import is_node_name
 from keys.names import new_incarnation
 from slurm_hooks import ended, record, wire
 from slurm_hooks.lifecycle import Destroyed, Jobs
-from slurm_hooks.live import LOOK_EVERY, Live, account
+from slurm_hooks.live import LOOK_EVERY, Live, account, every
 from slurm_hooks.serve import Answer, Fields, Peer, notify, serve
 from slurm_hooks.snapshot import SnapshotCache
-from slurm_hooks.start import judge_start, read_start
+from slurm_hooks.start import StartRequest, judge_start, read_start
 from slurm_hooks.vaultjobs import VaultJobs
 
 LOG = logging.getLogger(__name__)
@@ -35,6 +38,8 @@ SNAPSHOT_USER = "secure-ldap"
 THREADS = 16
 RETRY_FIRST, RETRY_MOST = 1.0, 30.0
 """Seconds between two tries to destroy what Vault has not confirmed; doubled up to the second figure."""
+
+_JOB = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 
 
 class SpoolNotes:
@@ -45,11 +50,20 @@ class SpoolNotes:
 
     def all(self) -> list[ended.EndedJob]:
         """Every note there is."""
-        return ended.read(self._folder)
+        return self._read(None)
 
     def of(self, job: int) -> list[ended.EndedJob]:
-        """The notes of one job."""
-        return [note for note in self.all() if note.job == job]
+        """The notes of one job. BackendUnavailable when the folder cannot be read: no start without its notes."""
+        return self._read(job)
+
+    def _read(self, job: int | None) -> list[ended.EndedJob]:
+        try:
+            return ended.read(self._folder, job)
+        except OSError as error:
+            raise BackendUnavailable(
+                f"{self._folder}: the notes of ended jobs cannot be read: {error.strerror}",
+                advice="an admin must look at the folder; secure-slurm conf check says what it must be",
+            ) from None
 
     def remove(self, note: ended.EndedJob) -> None:
         """Once Vault has confirmed."""
@@ -66,7 +80,7 @@ class LifecycleDaemon:
         self._chain = chain
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="job")
         self._notes = SpoolNotes(site.lifecycle.ended_dir)
-        self._jobs = Jobs(VaultJobs(site.vault, self._write_before), self._notes, self._pool)
+        self._jobs = Jobs(VaultJobs(site.vault, self._write_before, self._prove), self._notes, self._pool)
 
     async def start(self, fields: Fields, _peer: Peer) -> Answer:
         """PrologSlurmctld's verb. Every refusal is in the audit trail before it is answered."""
@@ -91,25 +105,31 @@ class LifecycleDaemon:
                 nonce=job.nonce,
             )
             closed = await self._jobs.start(job, incarnation)
-        except (Refused, BackendUnavailable) as error:
-            rule = error.rule if isinstance(error, Refused) else "backend.unavailable"
-            LOG.warning("job %d may not start: [%s] %s", request.job, rule, error)
-            self._chain.append("start.refused", durable=True, job=request.job, uid=request.uid, rule=rule)
+        except SecureSlurmError as error:
+            self._refused(request, _rule(error), str(error))
             raise
-        self._prove(job.job, closed)
+        except asyncio.CancelledError:
+            self._refused(request, "engine.timeout", "it took longer than lifecycle.start_deadline")
+            raise
+        self._done(job.job, closed)
         return {"verdict": "allow", "incarnation": incarnation}
+
+    def _refused(self, request: StartRequest, rule: str, reason: str) -> None:
+        LOG.warning("job %d may not start: [%s] %s", request.job, rule, reason)
+        # what the hook could not read is -1; the trail takes no number that is no uid
+        uid = request.uid if 0 <= request.uid <= UID_LIMIT else None
+        self._chain.append("start.refused", durable=True, job=request.job, uid=uid, rule=rule)
 
     async def ended(self, fields: Fields, _peer: Peer) -> Answer:
         """EpilogSlurmctld's verb."""
-        job = int(wire.text(fields, "job"))
-        nodes = tuple(wire.text(fields, "nodes").split(","))
+        job, nodes = read_ended(fields)
         self._say("revocation.pending", job=job, reason=f"the job ended on {','.join(nodes)}")
         try:
             destroyed = await self._jobs.ended(job, nodes)
-        except BackendUnavailable as error:
+        except SecureSlurmError as error:
             LOG.warning("job %d has ended, its keys wait for Vault: %s", job, error)
             raise
-        self._prove(job, destroyed)
+        self._done(job, destroyed)
         return {"verdict": "allow", "destroyed": str(len(destroyed))}
 
     async def ping(self, _fields: Fields, _peer: Peer) -> Answer:
@@ -120,24 +140,37 @@ class LifecycleDaemon:
         """Destroy what notes still name, until nothing is left of them."""
         wait = RETRY_FIRST
         while True:
-            done = True
-            for note in self._notes.all():
-                try:
-                    self._prove(note.job, await self._jobs.retry(note.job, note.nodes))
-                except SecureSlurmError as error:
-                    done = False
-                    LOG.warning("job %d: keys are not confirmed as destroyed yet: %s", note.job, error)
-            wait = RETRY_FIRST if done else min(wait * 2, RETRY_MOST)
+            wait = RETRY_FIRST if await self.retry_once() else min(wait * 2, RETRY_MOST)
             await asyncio.sleep(wait)
+
+    async def retry_once(self) -> bool:
+        """Try once for every note; whether all are done. Whatever goes wrong with one must not keep the others."""
+        done = True
+        try:
+            notes = self._notes.all()
+        except SecureSlurmError as error:
+            LOG.error("%s", error)
+            return False
+        for note in notes:
+            try:
+                self._done(note.job, await self._jobs.retry(note.job, note.nodes))
+            except SecureSlurmError as error:
+                done = False
+                LOG.warning("job %d: keys are not confirmed as destroyed yet: %s", note.job, error)
+            except Exception:
+                done = False
+                LOG.exception("job %d: destroying its keys failed", note.job)
+        return done
 
     def _write_before(self, event: str, **fields: object) -> None:
         """An audit line that is on disk before the act it announces; the act does not happen without it."""
         self._chain.append(event, durable=True, **fields)
 
-    def _prove(self, job: int, destroyed: list[Destroyed]) -> None:
-        for one in destroyed:
-            found = f"reading it was answered with 404 at {one.at}"
-            self._say("key.delete", job=job, node=one.node, key=one.key, evidence=found)
+    def _prove(self, job: int, one: Destroyed) -> None:
+        found = f"reading it was answered with 404 at {one.at}"
+        self._say("key.delete", job=job, node=one.node, key=one.key, evidence=found)
+
+    def _done(self, job: int, destroyed: list[Destroyed]) -> None:
         if destroyed:
             self._say("revocation.done", job=job, count=len(destroyed))
 
@@ -149,14 +182,20 @@ class LifecycleDaemon:
             LOG.exception("the audit trail lacks %s %s", event, fields)
 
 
-async def follow(live: Live) -> None:
-    """Look at policy and members for as long as the daemon runs."""
-    while True:
-        await asyncio.sleep(LOOK_EVERY)
-        try:
-            await asyncio.to_thread(live.look)
-        except Exception:
-            LOG.exception("looking at policy and members failed")
+def read_ended(fields: Fields) -> tuple[int, tuple[str, ...]]:
+    """Job and nodes of the ``ended`` verb; WireError for anything that is not one."""
+    job, nodes = wire.text(fields, "job"), tuple(wire.text(fields, "nodes").split(","))
+    if not _JOB.fullmatch(job):
+        raise wire.WireError("the job of the request is not a job's number")
+    if not all(map(is_node_name, nodes)):
+        raise wire.WireError("the nodes of the request are not nodes' names")
+    return int(job), nodes
+
+
+def _rule(error: SecureSlurmError) -> str:
+    if isinstance(error, Refused):
+        return error.rule
+    return "backend.unavailable" if isinstance(error, BackendUnavailable) else "engine.error"
 
 
 async def run(daemon: LifecycleDaemon, live: Live) -> None:
@@ -170,7 +209,7 @@ async def run(daemon: LifecycleDaemon, live: Live) -> None:
     handlers = {"start": (slurm, daemon.start), "ended": (slurm, daemon.ended), "ping": (anyone, daemon.ping)}
     lifecycle = daemon.site.lifecycle
     async with await serve(lifecycle.socket, handlers, mode=0o660, group=None, deadline=lifecycle.start_deadline):
-        background = [asyncio.create_task(follow(live)), asyncio.create_task(daemon.retry_forever())]
+        background = [asyncio.create_task(every(LOOK_EVERY, live.look)), asyncio.create_task(daemon.retry_forever())]
         LOG.info("serving %s", lifecycle.socket)
         notify("READY=1")
         await stop.wait()

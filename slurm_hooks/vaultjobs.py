@@ -26,9 +26,10 @@ class WriteBefore(Protocol):
 class VaultJobs:
     """Creates and destroys what Vault holds for a job; blocks, and may be used from many threads."""
 
-    def __init__(self, vault: Vault, write_before: WriteBefore) -> None:
+    def __init__(self, vault: Vault, write_before: WriteBefore, prove: Callable[[int, Destroyed], None]) -> None:
         self._head = VaultHead.from_site(vault)
         self._write_before = write_before
+        self._prove = prove
 
     def close(self) -> None:
         """Revoke the daemon's own token."""
@@ -44,14 +45,21 @@ class VaultJobs:
         lifecycle_keys.create(self._head, grants, still_wanted)
 
     def destroy(self, job: int, nodes: tuple[str, ...]) -> list[Destroyed]:
-        """Keys, then grants; returns only the keys that Vault says it does not have any more."""
+        """Keys, then grants; returns only the keys that Vault says it does not have any more.
+
+        Each is proved at once: when another node's key has to wait, or nobody waits for the answer any more, the grant
+        that named this one is gone, and no later call could tell of it.
+        """
         evidence = lifecycle_keys.destroy(self._head, str(job), nodes)
+        gone = [Destroyed(one.node, one.key, one.at) for one in evidence if one.done and one.key]
+        for one in gone:
+            self._prove(job, one)
         failed = [one for one in evidence if not one.done]
         if failed:
             raise BackendUnavailable(
                 f"{len(failed)} of {len(evidence)} keys of job {job} are not confirmed as destroyed: {failed[0].error}"
             )
-        return [Destroyed(one.node, one.key, one.at) for one in evidence if one.key]
+        return gone
 
     @staticmethod
     def _grant(job: StartJob, incarnation: str, node: str) -> Grant:
