@@ -10,7 +10,7 @@ import os
 from conf.errors import SecureSlurmError
 from conf.hookconf import read_hook_config
 from slurm_hooks import ended, wire
-from slurm_hooks.hookenv import read_job, say
+from slurm_hooks.hookenv import HookJob, read_job, say
 
 POKE_TIMEOUT = 30.0
 """Seconds that slurmctld keeps the job COMPLETING at most while its keys are deleted; the note outlives this wait."""
@@ -22,7 +22,7 @@ def main() -> int:
     try:
         config = read_hook_config(check_sources=False)
         job = read_job(os.environ)
-        ended.write(config["lifecycle"]["ended_dir"], job.job, job.nodes)
+        _note(config["lifecycle"]["ended_dir"], job)
         answer = wire.exchange(
             config["lifecycle"]["socket"],
             {"verb": "ended", "job": str(job.job), "nodes": ",".join(job.nodes)},
@@ -34,3 +34,11 @@ def main() -> int:
         say("epilog_slurmctld", f"keys will be deleted when the lifecycle daemon can: {error}")
         return 1
     return 0
+
+
+def _note(folder: str, job: HookJob) -> None:
+    try:
+        ended.write(folder, job.job, job.nodes)
+    except OSError as error:
+        # a full disk must not keep the key: the daemon may well be there, and the message needs no disk
+        say("epilog_slurmctld", f"job {job.job}: no note could be left in {folder}: {error}")
