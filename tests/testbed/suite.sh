@@ -40,7 +40,7 @@ cluster)
   mkdir -p build
   declare -A pids
   for s in "$@"; do
-    "$here/uml.sh" "$s" pytest "CI_RUN=${CI:-}" "ARGS=tests/cluster,-q${ARGS:+,${ARGS// /,}}" > "build/cluster-$s.log" 2>&1 &
+    "$here/uml.sh" "$s" pytest "CI_RUN=${CI:-}" "ARGS=tests/cluster,-q,--color=no${ARGS:+,${ARGS// /,}}" > "build/cluster-$s.log" 2>&1 &
     pids[$s]=$!
   done
   for s in "$@"; do
