@@ -92,7 +92,7 @@ def test_the_main_job(clean: Cluster) -> None:
         assert on_node(node, ["ls", "/secure-scratch"]) == ""
 
     story = json.loads(cluster.tool("audit", "show", "--json", "--job", str(job), settings.LOG).stdout)
-    events = [event["event"] for event in story["events"]]
+    events = [event["event"] for event in story]
     for expected in (
         "decision",
         "start.judged",
