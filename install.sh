@@ -32,7 +32,7 @@ case $prefix in /*[!A-Za-z0-9._/-]*|[!/]*|''|/) fail "not a usable prefix: $pref
 case $node in *[!A-Za-z0-9.-]*|[.-]*) fail "not the name of a node that can be protected: $node" 2 ;; esac
 [ "$(id -u)" = 0 ] || fail "run it as root: what Slurm runs as root must belong to root"
 [ "$role" = login ] || sh "$source/requirements/accounts.sh"
-[ "$role" = login ] || getent group slurm >/dev/null || fail "there is no group slurm: install Slurm first"
+[ -z "$head" ] || getent group slurm >/dev/null || fail "there is no group slurm: install Slurm first"
 
 # -- the program -----------------------------------------------------------------------------------------------------
 if [ -z "$offline" ]; then
