@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import random
 import statistics
 import subprocess
 import time
@@ -62,14 +63,17 @@ def paired(ours: Sequence[float], base: Sequence[float]) -> dict[str, float | in
 
 
 def in_turns(rounds: int, acts: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Call each act once a round and collect the seconds that it returns; every round begins with another act."""
-    names = list(acts)
-    found: dict[str, list[float]] = {name: [] for name in names}
+    """Call each act once a round, in an order that changes, and collect the seconds that it returns."""
+    found: dict[str, list[float]] = {name: [] for name in acts}
     for turn in range(rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
+        for name in shuffled(list(acts), turn):
             found[name].append(acts[name]())
     return found
+
+
+def shuffled(names: Sequence[str], turn: int) -> list[str]:
+    """The order of one round, the same in every run. With a fixed one, what follows the largest act would pay for it."""
+    return random.Random(turn).sample(names, len(names))  # noqa: S311 - nobody gains by guessing it
 
 
 def timed(argv: Sequence[str], *, env: Mapping[str, str] | None = None, data: bytes | None = None) -> float:

@@ -25,7 +25,7 @@ from keys.vault_head import VaultHead
 from tests.testbed.cluster import Cluster
 from tests.testbed.nodes import slurmd_pid
 
-ROUNDS = 12
+ROUNDS = 20
 SIZES = {"100M": 100 * 1024**2, "100G": 100 * 1024**3}
 FIRST_JOB = 900_001
 LIMIT = 900.0

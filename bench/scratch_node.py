@@ -1,10 +1,11 @@
 """One node's part of bench/scratch.py: it runs in the mount namespace of that node's slurmd and prints JSON.
 
-Each round takes all ways of getting scratch in turns, every round beginning with another:
+Each round takes all ways of getting scratch in turns, in an order that changes:
 
 * ``bare``: the commands that an admin would write, in one shell;
 * ``hook``: the installed Prolog and Epilog, as slurmd starts them;
-* ``inner``: in this process, the question to the node daemon and then ``open_scratch`` and ``close_scratch`` alone.
+* ``inner``: in this process, the question to the node daemon and then ``open_scratch`` and ``close_scratch`` alone;
+* ``start``: Python started as the hook's stub starts it, with the Prolog's imports and nothing else.
 """
 
 from __future__ import annotations
@@ -157,7 +158,13 @@ def _check(point: str, mapper: str, *, there: bool) -> None:
 def one_size(size: int, ids: list[int], rounds: int) -> dict[str, Any]:
     """Set-up and tear-down of scratch of one size, each way against the bare commands."""
     jobs = Jobs(size, ids)
-    acts = {"bare": jobs.bare, "hook": jobs.hook, "inner": jobs.inner}
+    env = environment()
+    acts = {
+        "bare": jobs.bare,
+        "hook": jobs.hook,
+        "inner": jobs.inner,
+        "start": lambda: timed([stub.PYTHON, "-IS", "-c", stub.IMPORT], env=env),
+    }
     in_turns(WARM_UP, acts)
     jobs.asked.clear()
     for series in jobs.down.values():
@@ -169,6 +176,7 @@ def one_size(size: int, ids: list[int], rounds: int) -> dict[str, Any]:
             "hook": paired(up["hook"], up["bare"]),
             "open_scratch": paired(up["inner"], up["bare"]),
             "node_daemon_ms": summary(jobs.asked),
+            "python_with_imports_ms": summary(up["start"]),
         },
         "epilog": {
             "hook": paired(jobs.down["hook"], jobs.down["bare"]),

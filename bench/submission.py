@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import stub
-from bench.measure import BenchError, machine, paired, summary, write
+from bench.measure import BenchError, machine, paired, shuffled, summary, write
 from slurm_hooks.membership import Group
 from slurm_hooks.snapshot import Snapshot, write_snapshot
 from tests.testbed import settings
@@ -27,7 +27,7 @@ from tests.testbed.pki import CA
 USERS = 50_000
 ROUNDS = 400
 PYTHON_EVERY = 5
-RELOADS = 300
+RELOADS = 800
 BATCH = 40
 BATCHES = 16
 WARM_UP = 30
@@ -95,7 +95,7 @@ def decisions(head: Head) -> dict[str, list[float]]:
     submit(head, ["noop", "untagged", "tagged", "python"] * (WARM_UP // 4))
     kinds: list[str] = []
     for turn in range(ROUNDS):
-        kinds += ["noop", "untagged", "tagged"] + ["python"] * (turn % PYTHON_EVERY == 0)
+        kinds += shuffled(["noop", "untagged", "tagged"] + ["python"] * (turn % PYTHON_EVERY == 0), turn)
     return submit(head, kinds)
 
 
@@ -139,8 +139,7 @@ def throughput(head: Head) -> dict[str, Any]:
     """Submissions a second with and without the filter, in turns."""
     times: dict[str, list[float]] = {"noop": [], "untagged": [], "tagged": []}
     for turn in range(BATCHES + 1):
-        order = list(times) if turn % 2 else list(times)[::-1]
-        for kind in order:
+        for kind in shuffled(list(times), turn):
             seconds = batch(head, kind)
             if turn:  # the first is for warming up
                 times[kind].append(seconds)

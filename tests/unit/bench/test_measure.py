@@ -26,7 +26,7 @@ SUBMISSION = {
     "stub": STUB,
 }
 SIZE = {
-    "prolog": {"hook": PAIR, "open_scratch": PAIR, "node_daemon_ms": TIMES},
+    "prolog": {"hook": PAIR, "open_scratch": PAIR, "node_daemon_ms": TIMES, "python_with_imports_ms": TIMES},
     "epilog": {"hook": PAIR, "close_scratch": PAIR},
 }
 SCRATCH = {**MACHINE, "cores": 1, "sizes": {"100M": SIZE, "100G": SIZE}, "stub": STUB}
@@ -82,7 +82,7 @@ def test_series_of_different_lengths_are_no_pairs() -> None:
         paired([1.0], [1.0, 2.0])
 
 
-def test_every_round_begins_with_another_act() -> None:
+def test_every_act_has_its_turn_in_every_round_and_in_changing_order() -> None:
     seen = ""
 
     def act(name: str) -> float:
@@ -90,9 +90,11 @@ def test_every_round_begins_with_another_act() -> None:
         seen += name
         return float(len(seen))
 
-    found = in_turns(3, {"a": lambda: act("a"), "b": lambda: act("b")})
-    assert seen == "abbaab"
-    assert found == {"a": [1, 4, 5], "b": [2, 3, 6]}
+    found = in_turns(20, {"a": lambda: act("a"), "b": lambda: act("b"), "c": lambda: act("c")})
+    rounds = [seen[at : at + 3] for at in range(0, 60, 3)]
+    assert {"".join(sorted(each)) for each in rounds} == {"abc"}
+    assert {each[0] for each in rounds} == set("abc")
+    assert sorted(found["a"] + found["b"] + found["c"]) == list(range(1, 61))
 
 
 def test_a_command_that_fails_has_no_time() -> None:
