@@ -72,7 +72,7 @@ def in_turns(rounds: int, acts: Mapping[str, Callable[[], float]]) -> dict[str, 
 
 
 def shuffled(names: Sequence[str], turn: int) -> list[str]:
-    """The order of one round, the same in every run. With a fixed one, what follows the largest act would pay for it."""
+    """One round's order, the same in every run. Were it fixed, one act would always come after the largest."""
     return random.Random(turn).sample(names, len(names))  # noqa: S311 - nobody gains by guessing it
 
 
