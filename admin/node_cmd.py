@@ -19,7 +19,7 @@ from audit.chain import Chain
 from conf.errors import EXIT_OK, EXIT_REFUSED, Refused, SecureSlurmError, UsageError
 from conf.hookconf import HOOKS_JSON, read_hook_config
 from conf.slurmnames import for_node
-from keys.scratch.errors import ScratchLeft
+from keys.scratch.errors import NodeBroken, ScratchLeft
 from keys.scratch.report import Report
 from keys.scratch.teardown import close_locked
 from slurm_hooks import taskfile, wire
@@ -149,6 +149,8 @@ def run_clean(args: argparse.Namespace) -> int:
             if args.json:
                 say_json({**report.as_dict(), "gone": False})
             raise
+        except OSError as error:
+            raise NodeBroken(f"whether the scratch of job {job} is gone is not known: {error}") from None
         evidence = "; ".join(report.removed) or "nothing was there"
         incarnation = report.incarnation or None
         _note(node, "scratch.gone", job=job, evidence=evidence, incarnation=incarnation, wiped=report.wiped)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 QUERY_TIMEOUT = 20.0
 """Seconds."""
+SYSFS = Path("/sys/block")
 MAX_QUEUE = 4 * 1024**2
 
 _NUMBER = re.compile(r"([1-9][0-9]{0,9})(?:\.img)?(?: \(deleted\))?", re.ASCII)
@@ -85,7 +86,12 @@ def _finding(node: Node, job: int, problems: list[str], *, step: bool) -> Findin
     except (SecureSlurmError, OSError) as error:
         problems.append(str(error))
         state = "damaged"
-    there = [item for names in _all_names(node, job, record) for item in verify_gone(names)]
+    there: list[str] = []
+    try:
+        there += [item for names in _all_names(node, job, record) for item in verify_gone(names)]
+    except (SecureSlurmError, OSError) as error:
+        problems.append(f"job {job}: {error}")
+        there.append("unknown")
     return Finding(
         job=job,
         journal=state,
@@ -109,7 +115,7 @@ def _all_names(node: Node, job: int, record: Record | None) -> Iterator[ScratchN
 def _named(node: Node) -> Iterator[int]:
     """The jobs that something of our names is there for. Raises NodeBroken when LVM does not answer."""
     root, store = node.names(1).mount_root, node.names(1).path.rpartition("/")[0]
-    seen = [*_attributes("dm-*/dm/name"), *_attributes("loop*/loop/backing_file")]
+    seen = [*_attributes("dm/name"), *_attributes("loop/backing_file")]
     seen += [f"{root}/{mount.point.removeprefix(root + '/').partition('/')[0]}" for mount in mounts()]
     seen += [f"{root}/{name}" for name in _entries(root)]
     backing = node.config["scratch"]["backing"]
@@ -126,10 +132,10 @@ def _named(node: Node) -> Iterator[int]:
                     yield names.job
 
 
-def _attributes(pattern: str) -> Iterator[str]:
-    for path in Path("/sys/block").glob(pattern):
-        with contextlib.suppress(OSError):  # it went away while it was looked at
-            yield os.fsdecode(path.read_bytes().rstrip(b"\n"))
+def _attributes(name: str) -> Iterator[str]:
+    for path in SYSFS.iterdir():
+        with contextlib.suppress(OSError):  # another kind of device, or it went away while it was looked at
+            yield os.fsdecode((path / name).read_bytes().rstrip(b"\n"))
 
 
 def _entries(folder: str) -> list[str]:

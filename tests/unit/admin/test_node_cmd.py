@@ -16,6 +16,7 @@ from admin import node_cmd, node_look
 from admin.main import main
 from admin.node_look import Node
 from keys.journal import Journal, Record
+from keys.scratch import crypt, loop
 from slurm_hooks import wire
 
 NODE = "tn1"
@@ -37,7 +38,13 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
         "regions": {"here": "eu"},
         "sources": {"/none": "0"},
     }
-    for folder, mode in (("scratch", 0o700), ("mnt", 0o755), (f"node-{NODE}", 0o755), (f"log/node-{NODE}", 0o755)):
+    for folder, mode in (
+        ("sys", 0o755),
+        ("scratch", 0o700),
+        ("mnt", 0o755),
+        (f"node-{NODE}", 0o755),
+        (f"log/node-{NODE}", 0o755),
+    ):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder).chmod(mode)
     hooks = tmp_path / "hooks.json"
@@ -46,6 +53,10 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     monkeypatch.setattr(node_cmd, "HOOKS_JSON", str(hooks))
     monkeypatch.setattr(node_cmd, "_is_root", lambda: True)
     monkeypatch.setattr(node_look, "_ROOT", str(os.geteuid()))
+    # the tests' root has no sysfs, and a developer's machine must not be looked at
+    monkeypatch.setattr(node_look, "SYSFS", tmp_path / "sys")
+    monkeypatch.setattr(crypt, "find", lambda _: None)
+    monkeypatch.setattr(loop, "find", lambda _: [])
     node = Node(NODE, f"{tmp_path}/node-{NODE}", config)
     queue(tmp_path, "")
     return node
@@ -236,6 +247,44 @@ class TestStatus:
         assert "vault:v1" not in json.dumps(told)
         assert [problem for problem in told["problems"] if "node clean 9" in problem]
         assert not [problem for problem in told["problems"] if "job 7 " in problem]
+
+    def test_devices_are_found_by_their_names(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        names = node.names(13)
+        for entry, attribute, text in (
+            ("dm-0", "dm/name", "secure-tn1-12"),
+            ("dm-1", "dm/name", "secure-tn1-x-14"),
+            ("dm-2", "dm/name", "root-tn1-15"),
+            ("loop0", "loop/backing_file", f"{names.path} (deleted)"),
+            ("loop1", "loop/backing_file", "/elsewhere/tn1-16.img"),
+            ("sda", "size", "tn1-17"),
+        ):
+            path = node_look.SYSFS / entry / attribute
+            path.parent.mkdir(parents=True)
+            path.write_text(text + "\n")
+        monkeypatch.setattr(loop, "find", lambda path: ["/dev/loop0"] * (path == names.path))
+        assert main([*STATUS, "--json"]) == 1
+        jobs = {job["job"]: job["there"] for job in json.loads(capsys.readouterr().out)["jobs"]}
+        assert jobs == {12: [], 13: ["loop: /dev/loop0"]}
+
+    def test_what_cannot_be_looked_at_is_a_problem(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def broken(_: str) -> None:
+            raise FileNotFoundError(2, "no sysfs")
+
+        left_over(node, 7)
+        Journal(node.run_dir, NODE).write(Record(7, NODE, 1001))
+        node_look.SYSFS.rmdir()
+        monkeypatch.setattr(crypt, "find", broken)
+        with Daemon(node, {"verdict": "allow", "region": "here", "jurisdiction": "eu"}):
+            assert main([*STATUS, "--json"]) == 1
+        told = json.loads(capsys.readouterr().out)
+        assert told["jobs"][0]["there"] == ["unknown"]
+        assert len(told["problems"]) == 2
+        assert main([*CLEAN, "7"]) == 5
+        assert "is not known" in capsys.readouterr().err
 
     def test_what_lies_where_it_was_configured_before(self, node: Node, capsys: pytest.CaptureFixture[str]) -> None:
         before = Path(node.run_dir).parent / "before"
