@@ -14,7 +14,7 @@ import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from conf.errors import BackendUnavailable, ConfigError, Refused
 from slurm_hooks.accounts import valid_user_name
@@ -27,6 +27,7 @@ MODE = 0o640
 
 _ADVICE = "ask an administrator to look at the secure-slurm-ldapd service"
 _NOBODY: frozenset[str] = frozenset()
+_AFTER_DATE = b',"source":'
 
 
 class Snapshot:
@@ -77,6 +78,13 @@ class Snapshot:
                 advice=f"try again later; if it lasts, {_ADVICE}",
             )
 
+    def dated(self, loaded_at: float) -> Snapshot:
+        """The same members, read at another time. Nothing is copied or indexed again."""
+        other = object.__new__(Snapshot)
+        other.loaded_at, other.source = loaded_at, self.source
+        other.groups, other._by_user = self.groups, self._by_user
+        return other
+
     @classmethod
     def load(cls, path: str | Path, owner_uid: int, *, max_age: float, now: float) -> Snapshot:
         """Read, check and index the file.
@@ -88,6 +96,30 @@ class Snapshot:
         snapshot = parse(_read_safely(os.fspath(path), owner_uid))
         snapshot.check_age(now, max_age)
         return snapshot
+
+
+class _Text(NamedTuple):
+    """A members file as it was read: what the refresh changes each time, and all the rest."""
+
+    head: bytes
+    rest: bytes
+
+    @classmethod
+    def of(cls, data: bytes) -> _Text:
+        """Split where :func:`_to_json` has put the date in front of everything else."""
+        head, mark, rest = data.partition(_AFTER_DATE)
+        return cls(head, mark + rest) if mark else cls(data, b"")
+
+
+def _parse_like(text: _Text, last: tuple[_Text, Snapshot] | None) -> Snapshot:
+    """As :func:`parse`; when only the date is another one than last time, the members are not read again.
+
+    Indexing 50,000 people takes a quarter of a second in which a decision has to wait for the interpreter.
+    """
+    if last is not None and text.rest and text.rest == last[0].rest:
+        # one small group in the place of all: the date goes through the same checks
+        return last[1].dated(parse(text.head + _AFTER_DATE + b'"","groups":{"-":{"name":"","members":[]}}}').loaded_at)
+    return parse(text.head + text.rest)
 
 
 def _read_safely(path: str, owner_uid: int) -> bytes:
@@ -245,6 +277,7 @@ class SnapshotCache:
         self.problem: Refused | None = None
         self._seen: tuple[int, int] | None = None
         self._snapshot: Snapshot | None = None
+        self._text: _Text | None = None
 
     def poll(self, now: float) -> bool:
         """Read the file if it is not the one read last; True when a new snapshot is in use. Never raises Refused."""
@@ -256,14 +289,17 @@ class SnapshotCache:
         if seen is not None and seen == self._seen:
             return False
         try:
-            snapshot = Snapshot.load(self.path, self.owner_uid, max_age=self.max_age, now=now)
+            text = _Text.of(_read_safely(self.path, self.owner_uid))
+            last = (self._text, self._snapshot) if self._text is not None and self._snapshot is not None else None
+            snapshot = _parse_like(text, last)
+            snapshot.check_age(now, self.max_age)
         except Refused as error:
             self.problem = error
             # What is wrong in the content stays wrong; a wrong mode or owner is mended without a new mtime.
             self._seen = seen if error.rule in ("directory.damaged", "directory.version", "directory.empty") else None
             return False
         # The file may have been replaced between lstat and open: then it is newer than ``seen`` and is read again.
-        self._seen, self._snapshot, self.problem = seen, snapshot, None
+        self._seen, self._snapshot, self._text, self.problem = seen, snapshot, text, None
         return True
 
     def current(self, now: float) -> Snapshot:

@@ -334,3 +334,36 @@ class TestCache:
         write_snapshot(path, made(NOW - 601))
         assert not cache.poll(NOW)
         assert self.refused(cache) == "directory.stale"
+
+
+def test_a_reading_that_changes_nothing_is_not_indexed_again(tmp_path: Path) -> None:
+    path = tmp_path / "members.json"
+    groups = {"cn=a": Group("a", frozenset({"alice"}))}
+    write_snapshot(path, Snapshot(1000.0, "ldaps://one", groups))
+    cache = SnapshotCache(path, os.geteuid(), 600)
+    assert cache.poll(1000.0)
+    first = cache.current(1000.0)
+    write_snapshot(path, Snapshot(1030.0, "ldaps://one", groups))
+    assert cache.poll(1030.0)
+    again = cache.current(1030.0)
+    assert again.loaded_at == 1030.0
+    assert again.groups is first.groups
+    assert again.groups_of("alice") == {"cn=a"}
+    write_snapshot(path, Snapshot(1060.0, "ldaps://one", {"cn=a": Group("a", frozenset({"bob"}))}))
+    assert cache.poll(1060.0)
+    assert cache.current(1060.0).groups_of("alice") == frozenset()
+
+
+@pytest.mark.parametrize("date", ["NaN", "true", '"1000"', "-1", "1e12", '1000,"version":2'])
+def test_only_the_date_is_new_and_is_bad(tmp_path: Path, date: str) -> None:
+    path = tmp_path / "members.json"
+    write_snapshot(path, Snapshot(1000.0, "ldaps://one", {"cn=a": Group("a", frozenset({"alice"}))}))
+    cache = SnapshotCache(path, os.geteuid(), 600)
+    assert cache.poll(1000.0)
+    text = path.read_text().replace("1000.0", date)
+    path.unlink()
+    path.write_text(text)
+    path.chmod(0o640)
+    assert not cache.poll(1000.0)
+    assert cache.problem is not None
+    assert cache.current(1000.0).loaded_at == 1000.0
