@@ -28,6 +28,7 @@ JUDGES = (
     judge_tag.scratch,
     judge_who.role,
 )
+_NO_VAL = 0xFFFFFFFE  # slurm.h: greater than every job id
 _CHANGED = "the job was changed after it was accepted; cancel it and submit it again"
 
 
@@ -50,6 +51,8 @@ def read_start(fields: Mapping[str, bytes]) -> StartRequest:
         numbers = {name: int(wire.text(fields, name)) for name in ("job", "uid", "user_id", "restarts", "het_job_id")}
     except ValueError:
         raise wire.WireError("a number of the request is not one") from None
+    if not 0 < numbers["job"] < _NO_VAL:
+        raise wire.WireError("the job of the request is not a job's number")
     return StartRequest(
         **numbers,
         nodes=tuple(wire.text(fields, "nodes").split(",")),
@@ -116,10 +119,7 @@ def _still_forced(strings: Mapping[str, str], residency: str, context: Context) 
         expression = strings.get(name, "")
         if not expression and name == "prefer":
             continue
-        user, bound, _ = expression.rpartition(f"&{place.feature}")
-        if expression != place.feature and (not bound or not expression.endswith(bound)):
+        if len(expression) > constraint.MAX_LENGTH or not constraint.is_forced(expression, place.feature):
             raise Refused(
                 "start.constraint", f"the job's {name} no longer binds it to {quote(residency)}", advice=_CHANGED
             )
-        if user:
-            constraint.check(user)
