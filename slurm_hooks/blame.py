@@ -47,7 +47,7 @@ def job_facts(slurm_bin: str, job: int) -> dict[str, object]:
         [f"{slurm_bin}/scontrol", "--json", "show", "job", str(job)], timeout=SCONTROL_TIMEOUT, max_output=ANSWER_LIMIT
     )
     try:
-        jobs = json.loads(answer.stdout)["jobs"]
+        jobs = list(json.loads(answer.stdout)["jobs"])
     except (ValueError, KeyError, TypeError):
         raise SecureSlurmError(f"slurmctld's answer about job {job} cannot be read") from None
     found = [entry for entry in jobs if isinstance(entry, dict) and entry.get("job_id") == job]
@@ -63,5 +63,6 @@ def _explain(slurm_bin: str, job: int, reason: str) -> None:
         record = comment.split(" | ", 1)[0] if isinstance(comment, str) else ""
         value = f"{record} | {text}" if record else text
         run([f"{slurm_bin}/scontrol", "update", f"JobId={job}", f"AdminComment={value}"], timeout=SCONTROL_TIMEOUT)
-    except SecureSlurmError:
+    except (SecureSlurmError, ValueError):
+        # ValueError: a comment that no argument can carry (a NUL, half a character)
         return
