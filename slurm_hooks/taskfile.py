@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from conf.errors import InternalError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -17,12 +19,17 @@ def _folder(run_dir: str) -> str:
 
 
 def write(run_dir: str, job: int, grant: Mapping[str, str], scratch: str) -> None:
-    """Publish ``NAME=value`` lines for one job; replaced whole, so that a task never reads half a file."""
+    """Publish ``NAME=value`` lines for one job; replaced whole, so that a task never reads half a file.
+
+    Raises InternalError for a value with anything but printable ASCII: a line feed in it would set any other variable.
+    """
     lines = [f"SECURE_CLASS={grant['class']}"]
     if grant["residency"]:
         lines.append(f"SECURE_RESIDENCY={grant['residency']}")
     if scratch:
         lines += [f"SECURE_SCRATCH={scratch}", f"TMPDIR={scratch}/tmp"]  # noqa: S108  inside the job's own scratch
+    if not all(line.isascii() and line.isprintable() for line in lines):
+        raise InternalError(f"the grant of job {job} has values that a task's environment cannot take")
     folder = _folder(run_dir)
     os.makedirs(folder, mode=0o755, exist_ok=True)  # noqa: PTH103  pathlib is too heavy for a hook
     os.chmod(folder, 0o755)  # noqa: PTH101, S103  the tasks of every user read their own job's file in it
