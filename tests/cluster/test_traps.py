@@ -278,6 +278,8 @@ def test_the_role_was_lost_between_submission_and_start(clean: Cluster) -> None:
             lambda: "rbac.role" in clean.as_user("alice", ["secure-sbatch", *TAG, "--test-only", "--wrap=true"]).stderr,
             "the new members to count", 60,
         )  # fmt: skip
+        # the lifecycle daemon looks at the members every second, as the decision daemon just did
+        time.sleep(2)
         clean.command(["scontrol", "release", str(job)])
         held(clean, job, "rbac.role")
     finally:
