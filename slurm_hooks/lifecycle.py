@@ -1,10 +1,11 @@
 """One job at a time, each in its own order: what the lifecycle daemon does when Slurm says "start" and "ended".
 
 The races were measured on the real slurmctld: EpilogSlurmctld overtakes a running PrologSlurmctld; PrologSlurmctld may
-run twice for one start; it may be killed and leave a grant behind. Hence three rules:
+run twice for one start; it may be killed and leave a grant behind. Hence four rules:
 
 - "ended" marks every start that has arrived so far as unwanted, at once, and then waits its turn;
 - a creation looks after every write whether it is still wanted, and undoes itself;
+- "ended" is remembered for a while, for a start whose PrologSlurmctld began before it and spoke after it;
 - a start first closes whatever is left of the job, also what only a note on disk still knows of.
 
 A note (:mod:`slurm_hooks.ended`) that was there before a start arrived belongs to an earlier incarnation, one that
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
@@ -26,6 +28,9 @@ from conf.errors import Refused, SecureSlurmError
 from slurm_hooks.ended import EndedJob
 
 Result = TypeVar("Result")
+
+REMEMBERED = 3600 * 10**9
+"""Nanoseconds for which an "ended" is remembered: longer than any PrologSlurmctld runs (PrologEpilogTimeout)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -112,14 +117,17 @@ class Jobs:
         self._pool = pool
         self._turns: dict[int, _Turn] = {}
         self._starts: dict[int, list[_Start]] = {}
+        self._ended: dict[int, int] = {}
 
-    async def start(self, job: StartJob, incarnation: str) -> list[Destroyed]:
+    async def start(self, job: StartJob, incarnation: str, *, since: int) -> list[Destroyed]:
         """Close what is left of this job, then make its keys; returns what was closed.
 
+        ``since``: when PrologSlurmctld began, in nanoseconds of the monotonic clock (the same for all of a machine).
         Refused ``lifecycle.ended`` when the job ended meanwhile: then nothing of it is left, or its note still is.
         A request that is cancelled is a job that has ended.
         """
         mine = _Start(incarnation, job.nodes, frozenset(self._notes.of(job.job)))
+        mine.wanted = self._ended.get(job.job, -1) < since
         self._starts.setdefault(job.job, []).append(mine)
         try:
             async with self._turn(job.job):
@@ -141,6 +149,7 @@ class Jobs:
 
         Raises BackendUnavailable when Vault cannot confirm: the notes stay, and :meth:`retry` finishes.
         """
+        self._remember(job)
         for start in self._starts.get(job, ()):
             start.wanted = False
         return await self.retry(job, nodes)
@@ -196,6 +205,14 @@ class Jobs:
             await self._destroy(job.job, job.nodes)
             self._forget(job.job, mine)
             self._check_wanted(job.job, mine)
+
+    def _remember(self, job: int) -> None:
+        now = time.monotonic_ns()
+        # the latest at the end, so that the oldest are found without a look at the others
+        self._ended.pop(job, None)
+        self._ended[job] = now
+        while (oldest := next(iter(self._ended))) != job and now - self._ended[oldest] > REMEMBERED:
+            del self._ended[oldest]
 
     def _heed_notes(self, job: int) -> list[EndedJob]:
         """The job's notes; a start that they are about is not wanted any more."""

@@ -104,7 +104,7 @@ class LifecycleDaemon:
                 policy=self._live.policy.hash,
                 nonce=job.nonce,
             )
-            closed = await self._jobs.start(job, incarnation)
+            closed = await self._jobs.start(job, incarnation, since=request.since)
         except SecureSlurmError as error:
             self._refused(request, _rule(error), str(error))
             raise

@@ -8,6 +8,7 @@ is blocked yet.
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 from conf.errors import Refused, SecureSlurmError
@@ -21,6 +22,7 @@ SENT = ("admin_comment", "extra", "features", "prefer", "partition", "user_name"
 
 def main() -> int:
     """The hook. 0: the job may start, or was held; 1: the job may not start and Slurm is to stop it."""
+    since = time.monotonic_ns()
     os.umask(0o077)
     try:
         config = read_hook_config()
@@ -29,13 +31,13 @@ def main() -> int:
         say("prolog_slurmctld", f"{error} {error.advice}")
         return 1
     try:
-        _start(config, job)
+        _start(config, job, since)
     except SecureSlurmError as error:
         return _refuse(config, job, error)
     return 0
 
 
-def _start(config: dict[str, Any], job: HookJob) -> None:
+def _start(config: dict[str, Any], job: HookJob, since: int) -> None:
     facts = job_facts(config["cluster"]["slurm_bin"], job.job)
     request: dict[str, bytes | str] = {
         "verb": "start",
@@ -45,6 +47,8 @@ def _start(config: dict[str, Any], job: HookJob) -> None:
         "restarts": str(number(facts.get("restart_cnt"), 0)),
         "user_id": str(number(facts.get("user_id"), -1)),
         "het_job_id": str(number(facts.get("het_job_id"), 0)),
+        # a job that ends while slurmctld is asked about it has no other end: its start must not come after that
+        "since": str(since),
     }
     request |= {f"job.{name}": str(facts[name]) for name in SENT if facts.get(name)}
     lifecycle = config["lifecycle"]

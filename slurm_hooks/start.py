@@ -34,7 +34,10 @@ _CHANGED = "the job was changed after it was accepted; cancel it and submit it a
 
 @attrs.frozen(kw_only=True)
 class StartRequest:
-    """What PrologSlurmctld reported: numbers from its environment and from slurmctld's answer, texts as they are."""
+    """What PrologSlurmctld reported: numbers from its environment and from slurmctld's answer, texts as they are.
+
+    ``since``: when it began, in nanoseconds of this machine's monotonic clock; 0 when it does not say.
+    """
 
     job: int
     uid: int
@@ -43,18 +46,21 @@ class StartRequest:
     het_job_id: int
     nodes: tuple[str, ...]
     strings: Mapping[str, str]
+    since: int = 0
 
 
 def read_start(fields: Mapping[str, bytes]) -> StartRequest:
     """The request of the ``start`` verb; WireError for anything missing or odd."""
     try:
         numbers = {name: int(wire.text(fields, name)) for name in ("job", "uid", "user_id", "restarts", "het_job_id")}
+        since = int(wire.text(fields, "since", "0"))
     except ValueError:
         raise wire.WireError("a number of the request is not one") from None
     if not 0 < numbers["job"] < _NO_VAL:
         raise wire.WireError("the job of the request is not a job's number")
     return StartRequest(
         **numbers,
+        since=since,
         nodes=tuple(wire.text(fields, "nodes").split(",")),
         strings={name.removeprefix("job."): wire.text(fields, name) for name in fields if name.startswith("job.")},
     )

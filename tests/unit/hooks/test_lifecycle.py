@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.errors import BackendUnavailable, Refused, SecureSlurmError
+from slurm_hooks import lifecycle
 from slurm_hooks.ended import EndedJob
 from slurm_hooks.lifecycle import Destroyed, Jobs, StartJob
 
@@ -114,7 +116,7 @@ class World:
         self.jobs = Jobs(self.vault, self.notes, ThreadPoolExecutor(4))
 
     def start(self, name: str, *nodes: str) -> asyncio.Task[list[Destroyed]]:
-        return asyncio.create_task(self.jobs.start(job(*nodes), name))
+        return asyncio.create_task(self.jobs.start(job(*nodes), name, since=time.monotonic_ns()))
 
     def ended(self, *nodes: str, note: bool = True) -> asyncio.Task[list[Destroyed]]:
         if note:
@@ -188,6 +190,34 @@ def test_ended_while_the_start_waits_for_its_turn() -> None:
         assert await refused(second) == "lifecycle.ended"
         await end
         assert (world.held(), world.notes.kept, world.jobs.open_jobs()) == ({}, [], {})
+
+    play(act)
+
+
+def test_a_start_that_speaks_after_its_own_end_is_refused() -> None:
+    """PrologSlurmctld began, asked slurmctld, and meanwhile the job was cancelled: no other "ended" will come."""
+
+    async def act(world: World) -> None:
+        began = time.monotonic_ns()
+        await world.ended("n1")
+        for since in (began, 0):
+            assert await refused(world.jobs.start(job("n1"), "A", since=since)) == "lifecycle.ended"
+        assert (world.held(), world.jobs.open_jobs()) == ({}, {})
+        await world.start("B", "n1")
+        assert world.held() == {"n1": "B"}
+
+    play(act)
+
+
+def test_an_end_is_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def act(world: World) -> None:
+        for number in range(1, 4):
+            await world.jobs.ended(number, ("n1",))
+        monkeypatch.setattr(lifecycle, "REMEMBERED", -1)
+        await world.jobs.ended(9, ("n1",))
+        for number in range(1, 4):
+            await world.jobs.start(job("n1", number=number), "A", since=0)
+        assert await refused(world.jobs.start(job("n1", number=9), "A", since=0)) == "lifecycle.ended"
 
     play(act)
 
@@ -528,10 +558,10 @@ def test_jobs_do_not_wait_for_each_other() -> None:
             world.vault.keys[job.job, "n1"] = incarnation
 
         world.vault.create = create  # type: ignore[method-assign]
-        slow = asyncio.create_task(world.jobs.start(job("n1", number=1), "A"))
+        slow = asyncio.create_task(world.jobs.start(job("n1", number=1), "A", since=1))
         await gates[1].wait()
         gates[2].opened.set()
-        await world.jobs.start(job("n1", number=2), "B")
+        await world.jobs.start(job("n1", number=2), "B", since=1)
         gates[1].opened.set()
         await slow
         assert world.jobs.open_jobs() == {1: "A", 2: "B"}
@@ -589,7 +619,9 @@ class Model:
         act, nodes = what
         if act == "start":
             name = f"S{len(self.starts)}"
-            self.starts.append((name, nodes, asyncio.ensure_future(self.jobs.start(job(*nodes), name))))
+            self.starts.append(
+                (name, nodes, asyncio.ensure_future(self.jobs.start(job(*nodes), name, since=time.monotonic_ns())))
+            )
             self.alive.add(name)
         elif act in ("ended", "note"):
             # Slurm names the nodes of the start that is over

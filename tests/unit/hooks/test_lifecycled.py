@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,11 @@ def play(act: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def start(world: World, **more: bytes) -> Mapping[str, bytes | str]:
-    fields = {**START, **{name.replace("__", "."): value for name, value in more.items()}}
+    fields = {
+        **START,
+        "since": str(time.monotonic_ns()).encode(),
+        **{name.replace("__", "."): value for name, value in more.items()},
+    }
     return asyncio.run(world.daemon.start(fields, PEER))
 
 
@@ -145,6 +150,16 @@ def test_start_and_ended(world: World) -> None:
     judged, *rest = world.trail()
     assert (judged["event"], judged["nonce"], judged["nodes"]) == ("start.judged", "cd" * 16, "n1,n2")
     assert {line["event"] for line in rest[:4]} == {"grant.write", "key.create"}
+
+
+def test_a_start_that_began_before_its_end_is_refused(world: World) -> None:
+    began = str(time.monotonic_ns()).encode()
+    end(world)
+    with pytest.raises(Refused) as caught:
+        start(world, since=began)
+    assert caught.value.rule == "lifecycle.ended"
+    assert (world.head.keys, world.head.grants) == (set(), {})
+    assert start(world)["verdict"] == "allow"
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,10 @@ def test_the_request(context: Context) -> None:
 
     assert (read.job, read.uid, read.nodes) == (17, 1001, ("n1", "n2"))
     assert read.strings == {"extra": "é", "features": "eu"}
+    assert read.since == 0
+    assert read_start({**FIELDS, "since": b"12345678901234"}).since == 12345678901234
+    with pytest.raises(wire.WireError):
+        read_start({**FIELDS, "since": b"now"})
 
 
 @pytest.mark.parametrize("name", ["job", "uid", "user_id", "restarts", "het_job_id", "nodes"])
