@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from conf.errors import BackendUnavailable, InternalError, Refused, SecureSlurmError
+from conf.slurmnames import is_node_name
 from keys.names import check_incarnation, check_job, check_nodes, parse_key_name
 from keys.vault_errors import VaultError
 
@@ -90,6 +91,9 @@ def destroy(
 ) -> list[Evidence]:
     """End the keys of a job on ``nodes``: delete the key, have its absence confirmed, delete the grant last.
 
+    So are, before them, the keys of the other nodes that a grant found there names: a job that lost a node on its way
+    (it was made smaller, or a node failed under ``--no-kill``) ends without a word of that node. Until those are gone,
+    the grants that name them stay.
     ``incarnation``: only of this start; a later start's grant and key are left alone. ``keys``: node -> key, as the
     caller remembers them, so that absence can be proved even when the grant is gone. Never raises for one node what
     would keep it from the others: see :attr:`Evidence.error`. Refused ``names.*`` for a bad job, node or incarnation.
@@ -100,7 +104,45 @@ def destroy(
         check_incarnation(incarnation)
     known = keys or {}
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="keys") as pool:
-        return list(pool.map(lambda node: _destroy(head, job, node, incarnation, known.get(node, "")), wanted))
+        readings = list(pool.map(lambda node: _read(head, job, node), wanted))
+        lost = _lost_nodes(readings, wanted, incarnation)
+        others = list(pool.map(lambda node: _destroy(head, job, node, lost[node], ""), lost))
+        keep = not all(one.done for one in others)
+
+        def end(node: str, reading: _Reading) -> Evidence:
+            return _destroy(head, job, node, incarnation, known.get(node, ""), keep_grant=keep, reading=reading)
+
+        return [*pool.map(end, wanted, readings), *(one for one in others if one.key or one.error)]
+
+
+class _Reading(NamedTuple):
+    """A grant as it was read: what was there, or why that is not known."""
+
+    grant: dict[str, Any] | None
+    failure: Exception | None = None
+
+    def result(self) -> dict[str, Any] | None:
+        """The grant, or None; raises what its reading raised."""
+        if self.failure is not None:
+            raise self.failure
+        return self.grant
+
+
+def _read(head: Head, job: str, node: str) -> _Reading:
+    try:
+        return _Reading(head.read_grant(node, job))
+    except Exception as failure:  # noqa: BLE001 - raised again where one node's failure is told
+        return _Reading(None, failure)
+
+
+def _lost_nodes(readings: Sequence[_Reading], wanted: Sequence[str], incarnation: str | None) -> dict[str, str]:
+    """Nodes that the grants name beside ``wanted``, and of which start. Another start's grant there is left alone."""
+    found: dict[str, str] = {}
+    for grant in (reading.grant for reading in readings if reading.grant):
+        start, nodes = grant.get("incarnation"), grant.get("nodes")
+        if isinstance(start, str) and isinstance(nodes, str) and incarnation in (None, start):
+            found |= {node: start for node in nodes.split(",") if node not in wanted and is_node_name(node)}
+    return found
 
 
 class _Creation:
@@ -149,14 +191,21 @@ class _Creation:
 
 
 def _destroy(
-    head: Head, job: str, node: str, incarnation: str | None, key: str, *, keep_grant: bool = False
+    head: Head,
+    job: str,
+    node: str,
+    incarnation: str | None,
+    key: str,
+    *,
+    keep_grant: bool = False,
+    reading: _Reading | None = None,
 ) -> Evidence:
     answer, at = 0, ""
     try:
         # the key that the caller knows goes first: a grant that is damaged or cannot be read must not save it
         if key:
             answer, at = _end_key(head, _check_key(key, node, job))
-        grant = head.read_grant(node, job)
+        grant = head.read_grant(node, job) if reading is None else reading.result()
         if grant is None or (incarnation is not None and grant.get("incarnation") != incarnation):
             return Evidence(node, key, answer, at or _now(), "")
         # no other field matters here: a damaged grant must not save its key

@@ -270,6 +270,51 @@ def test_a_key_that_can_still_be_read_is_not_called_destroyed(head: FakeHead) ->
     assert head.grants
 
 
+def test_a_node_that_the_job_lost_on_its_way_is_not_forgotten(head: FakeHead) -> None:
+    made = grants()
+    lifecycle_keys.create(head, made, lambda: True)
+    evidence = lifecycle_keys.destroy(head, JOB, ["n1"])
+    assert head.empty
+    assert [(one.node, one.key, one.read_answer) for one in evidence] == [
+        (grant.node, grant.key, 404) for grant in made
+    ]
+    assert [one.node for one in lifecycle_keys.destroy(head, JOB, ["n1"])] == ["n1"]
+
+
+@pytest.mark.parametrize("operation", ["read_grant", "delete_key", "key_exists", "delete_grant"])
+def test_a_lost_node_that_has_to_wait_is_found_again(head: FakeHead, operation: str) -> None:
+    lifecycle_keys.create(head, grants(), lambda: True)
+    head.fail[operation, "n2"] = BackendUnavailable("gone away")
+    evidence = {one.node: one for one in lifecycle_keys.destroy(head, JOB, ["n1"])}
+    assert not evidence["n2"].done
+    assert evidence["n1"].read_answer == evidence["n3"].read_answer == 404
+    assert {node for node, _ in head.grants} == {"n1", "n2"}
+    head.fail.clear()
+    assert all(one.done for one in lifecycle_keys.destroy(head, JOB, ["n1"]))
+    assert head.empty
+
+
+def test_a_lost_node_that_a_later_start_has_is_left_alone(head: FakeHead) -> None:
+    lifecycle_keys.create(head, grants(("n1", "n2")), lambda: True)
+    lifecycle_keys.destroy(head, JOB, ["n1", "n2"])
+    stale, later = grants(("n1", "n2"))[0], grants(("n2",))
+    lifecycle_keys.create(head, later, lambda: True)
+    head.write_grant("n1", JOB, stale.to_dict())
+    assert all(one.done for one in lifecycle_keys.destroy(head, JOB, ["n1"]))
+    assert set(head.keys) == {later[0].key}
+    assert list(head.grants) == [("n2", JOB)]
+
+
+@pytest.mark.parametrize("nodes", [None, 5, "", "n1,,../x,a_b", ["n2"]])
+def test_what_a_damaged_grant_names_is_not_followed(head: FakeHead, nodes: object) -> None:
+    name = new_key_name("n1", "test", JOB)
+    head.keys[name] = True
+    head.grants["n1", JOB] = {"key": name, "incarnation": new_incarnation(), "nodes": nodes}  # type: ignore[dict-item]
+    (evidence,) = lifecycle_keys.destroy(head, JOB, ["n1"])
+    assert evidence.done
+    assert head.empty
+
+
 def test_a_later_start_survives_the_end_of_an_earlier_one(head: FakeHead) -> None:
     earlier, later = grants(), grants()
     lifecycle_keys.create(head, later, lambda: True)
