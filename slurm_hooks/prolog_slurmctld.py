@@ -14,7 +14,7 @@ from typing import Any
 from conf.errors import Refused, SecureSlurmError
 from conf.hookconf import read_hook_config
 from slurm_hooks import wire
-from slurm_hooks.blame import hold, job_facts
+from slurm_hooks.blame import hold, job_facts, number
 from slurm_hooks.hookenv import HookJob, read_job, say
 
 SENT = ("admin_comment", "extra", "features", "prefer", "partition", "user_name", "cluster", "dependency")
@@ -58,13 +58,6 @@ def _start(config: dict[str, Any], job: HookJob, since: int) -> None:
             wire.text(answer, "rule", "lifecycle.no-verdict"),
             wire.text(answer, "message", "the lifecycle daemon gave no verdict"),
         )
-
-
-def number(value: object, default: int) -> int:
-    """A number of Slurm's JSON: plain, or ``{"set": true, "infinite": false, "number": 7}`` (data_parser plugins)."""
-    if isinstance(value, dict):
-        value = value.get("number") if value.get("set") and not value.get("infinite") else None
-    return value if type(value) is int else default
 
 
 def _refuse(config: dict[str, Any], job: HookJob, error: SecureSlurmError) -> int:

@@ -94,6 +94,42 @@ def test_what_may_not_be_requeued_is_cancelled(slurm: Slurm) -> None:
     assert slurm.calls()[-1] == ["scancel", "17"]
 
 
+def _number(value: int | None) -> dict[str, Any]:
+    return {"set": value is not None, "infinite": False, "number": value or 0}
+
+
+@pytest.mark.parametrize(
+    ("array", "task", "name"),
+    [
+        (_number(17), _number(3), "17_3"),
+        (_number(17), _number(0), "17_0"),
+        (17, 3, "17_3"),
+        # no array; on 24.11 its id is then 0
+        (_number(0), _number(None), "17"),
+        (_number(17), _number(None), "17"),
+        (_number(0), _number(0), "17"),
+        ("17", "3", "17"),
+    ],
+)
+def test_of_an_array_only_the_task_is_meant(slurm: Slurm, array: object, task: object, name: str) -> None:
+    other = {"job_id": 18, "array_job_id": array, "array_task_id": _number(4)}
+    slurm.knows({"job_id": 17, "admin_comment": RECORD, "array_job_id": array, "array_task_id": task}, other)
+    slurm.fails("requeuehold")
+
+    assert hold(slurm.bin, 17, "why") == "cancelled"
+    assert [call[:3] for call in slurm.calls()[1:]] == [
+        ["scontrol", "update", f"JobId={name}"],
+        ["scontrol", "requeuehold", name],
+        ["scancel", name],
+    ]
+
+
+def test_an_array_of_a_thousand_tasks_is_not_too_much_to_read(slurm: Slurm) -> None:
+    slurm.knows(*({"job_id": job, "text": "x" * 8000} for job in range(1, 1001)))
+
+    assert job_facts(slurm.bin, 17)["job_id"] == 17
+
+
 def test_when_both_fail_the_caller_learns_it(slurm: Slurm) -> None:
     slurm.fails("requeuehold")
     slurm.fails("scancel")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slurm_hooks.prolog_slurmctld import number
+from slurm_hooks.blame import number
 
 
 @pytest.mark.parametrize(
