@@ -11,6 +11,7 @@ local CONFIG = "/etc/secure-slurm/job_submit.conf.lua"
 
 local VALUE_LIMIT = 8192 -- bytes of one field; longer ones are cut, and flagged
 local NODES_LIMIT = 131072 -- bytes of the node lists, which the admin writes
+local LIMITS = { dependency = 131072 } -- a list of a thousand jobs is nothing unusual; slurmctld takes no longer one
 local LINES_LIMIT = 64 -- #SECURE lines of a script
 local BODY_LIMIT = 1024 * 1024
 local HEADER_LIMIT = 12 -- "SS1 1048576\n"
@@ -367,7 +368,7 @@ local function collect_job(fields, job)
   for _, name in ipairs(STRINGS) do
     local value = job[name]
     if type(value) == "string" then
-      put(fields, name, value)
+      put(fields, name, value, LIMITS[name])
     end
   end
   for unset, names in pairs(NUMBERS) do
@@ -534,19 +535,25 @@ local function mentions(text)
   return type(text) == "string" and string.find(string.lower(text), "secure-slurm", 1, true) ~= nil
 end
 
+-- Whether a job would hand its nodes to another one, which may carry a tag.
+local function expands(fields)
+  return fields["dependency.cut"] ~= nil
+    or (fields.dependency ~= nil and string.find(string.lower(fields.dependency), "expand", 1, true) ~= nil)
+end
+
 -- Whether anything about a new job hints at a tag; in doubt it does.
 local function submit_trace(fields, demanding)
   return mentions(fields.extra) or mentions(fields.admin_comment) or fields.script_lines ~= nil
     or fields["script_lines.overflow"] ~= nil or fields["env.secure_class"] ~= nil
     or fields["env.secure_residency"] ~= nil or fields["env.secure_scratch_size"] ~= nil
     or demands(fields.partition or fields.default_partition or (next(config.demand) or ""))
-    or from_demanding_node(fields.alloc_node, demanding)
+    or from_demanding_node(fields.alloc_node, demanding) or expands(fields)
 end
 
 local function modify_trace(fields)
   return mentions(fields.extra) or mentions(fields.admin_comment) or mentions(fields["rec.extra"])
     or mentions(fields["rec.admin_comment"]) or demands(fields.partition or "")
-    or demands(fields["rec.partition"] or (next(config.demand) or ""))
+    or demands(fields["rec.partition"] or (next(config.demand) or "")) or expands(fields)
 end
 
 local function unanswered(problem, trace, verb)

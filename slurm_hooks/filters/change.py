@@ -14,6 +14,7 @@ from conf.quote import quote
 from conf.tag import Tag, mentions_tag
 from slurm_hooks import record
 from slurm_hooks.filters.job import STRINGS, cut_fields, demand_nodes, loose_text, number, optional_text, partitions
+from slurm_hooks.filters.judge_place import expansion
 from slurm_hooks.filters.verdict import ALLOW, Context, Deny, Verdict
 from slurm_hooks.wire import WireError
 
@@ -81,8 +82,8 @@ def from_fields(fields: Mapping[str, bytes]) -> Change:
 
 
 def untagged(change: Change, context: Context) -> Verdict:
-    """``modify.tag``, ``record.foreign``, ``tag.missing``, ``input.too-long``: a job without a tag stays one."""
-    cut = sorted(change.cut & {"extra", "partition", "admin_comment"})
+    """``modify.tag``, ``record.foreign``, ``tag.missing``, ``route.*``, ``input.too-long``: no tag, now or later."""
+    cut = sorted(change.cut & {"extra", "partition", "admin_comment", "dependency"})
     if cut:
         return Deny("input.too-long", f"the job's {cut[0]} is too long to be judged", "shorten it to below 8 KB")
     if mentions_tag(change.asked_text("extra")):
@@ -101,7 +102,7 @@ def untagged(change: Change, context: Context) -> Verdict:
             f"partition {quote(wanted[0])} takes only jobs that carry a tag",
             "cancel the job and submit it again with secure-sbatch",
         )
-    return ALLOW
+    return expansion(change.asked_text("dependency"))
 
 
 def tagged(change: Change, tag: Tag, privileged: frozenset[int]) -> Verdict:

@@ -48,16 +48,26 @@ def partition(job: SubmitJob, context: Context) -> Verdict:
     return ALLOW
 
 
-def routes(job: SubmitJob, _context: Context) -> Verdict:
-    """``route.*``: ways by which a job would escape what was decided about it."""
-    if job.tag is None:
-        return ALLOW
-    if "expand" in (job.string("dependency") or "").lower():
+def expansion(dependency: str | None) -> Verdict:
+    """``route.dependency-expand``: no job, tagged or not, hands its nodes to another.
+
+    The other one may carry a tag, and would go on on nodes without a key, perhaps in another jurisdiction (with
+    SchedulerParameters=permit_job_expansion; measured). What the other job is, nobody can tell at this moment.
+    """
+    if "expand" in (dependency or "").lower():
         return Deny(
             "route.dependency-expand",
-            "a job that carries a tag cannot expand another one: it would get nodes without keys",
+            "a job cannot expand another one on this cluster: that one could get nodes without keys",
             "submit it as a job of its own, without --dependency=expand",
         )
+    return ALLOW
+
+
+def routes(job: SubmitJob, _context: Context) -> Verdict:
+    """``route.*``: ways by which a job would escape what was decided about it."""
+    expands = expansion(job.string("dependency"))
+    if job.tag is None or expands is not ALLOW:
+        return expands
     if job.string("clusters"):
         return Deny(
             "route.clusters",

@@ -20,6 +20,7 @@ DECISIVE = frozenset(
         "extra",
         "partition",
         "admin_comment",
+        "dependency",
         "script_lines",
         "user_name",
         "alloc_node",

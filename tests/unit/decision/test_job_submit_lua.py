@@ -537,6 +537,12 @@ def test_hostile_strings_travel_as_they_are(lua: Filter, daemon: Daemon, name: s
     assert daemon.requests[0]["name"] == sent
 
 
+def test_a_long_list_of_dependencies_is_sent_whole(lua: Filter, daemon: Daemon) -> None:
+    assert lua.start().submit("dependency = repeated('afterok:1,', 2000) .. 'expand:2'").allowed
+    assert daemon.requests[0]["dependency"] == b"afterok:1," * 2000 + b"expand:2"
+    assert "dependency.cut" not in daemon.requests[0]
+
+
 def test_a_long_comment_is_cut_and_flagged(lua: Filter, daemon: Daemon) -> None:
     assert lua.start().submit("comment = repeated('x', 65536)").allowed
     assert daemon.requests[0]["comment"] == b"x" * 8192
@@ -663,6 +669,7 @@ def test_untagged_jobs_pass_when_the_daemon_is_down_if_the_admin_says_so(lua: Fi
     assert lua.submit().allowed
     assert lua.submit("partition = 'open', extra = 'note', script = 'echo #SECURE'").allowed
     assert lua.submit("alloc_node = 'p05'").allowed
+    assert lua.submit("dependency = repeated('afterok:1,', 2000) .. 'afterok:2'").allowed
     assert lua.modify("name = 'x'").allowed
     assert lua.modify("partition = 'open'", "admin_comment = 'note'").allowed
 
@@ -686,6 +693,9 @@ def test_untagged_jobs_pass_when_the_daemon_is_down_if_the_admin_says_so(lua: Fi
         "alloc_node = 'q-st-2'",
         "alloc_node = 'solo'",
         "alloc_node = false",
+        "dependency = 'expand:17'",
+        "dependency = 'afterok:1,Expand:17'",
+        "dependency = repeated('afterok:1,', 20000) .. 'expand:17'",
     ],
 )
 def test_a_trace_of_a_tag_is_refused_when_the_daemon_is_down(lua: Filter, daemon: Daemon, job: str) -> None:
@@ -707,6 +717,7 @@ def test_a_trace_of_a_tag_is_refused_when_the_daemon_is_down(lua: Filter, daemon
         ("admin_comment = 'secure-slurm/1 x'", ""),
         ("", "partition = 'phi'"),
         ("", "partition = false"),
+        ("dependency = 'expand:17'", ""),
     ],
 )
 def test_a_tagged_job_is_not_changed_when_the_daemon_is_down(

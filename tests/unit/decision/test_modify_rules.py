@@ -191,9 +191,12 @@ UNTAGGED: Fields = {
         ("record.foreign", {"admin_comment": b"secure-slurm/1 cluster=test", **ROOT}),
         ("tag.missing", {"partition": b"phi"}),
         ("tag.missing", {"partition": b"open,phi", **ROOT}),
+        ("route.dependency-expand", {"dependency": b"expand:7"}),
+        ("route.dependency-expand", {"dependency": b"afterok:1,Expand:7", **ROOT}),
         ("input.too-long", {"partition": b"open", "partition__cut": b"1"}),
         ("input.too-long", {"extra": b"x", "extra__cut": b"1"}),
         ("input.too-long", {"admin_comment": b"x", "admin_comment__cut": b"1", **ROOT}),
+        ("input.too-long", {"dependency": b"afterok:1", "dependency__cut": b"1"}),
     ],
 )
 def test_refused_for_an_untagged_job(modify: Decide, rule: str, changed: Changes) -> None:
@@ -212,6 +215,8 @@ def test_refused_for_an_untagged_job(modify: Decide, rule: str, changed: Changes
         {"extra": b""},
         {"features": b"a*2"},
         {"requeue": b"0"},
+        {"dependency": b"afterok:7"},
+        {"dependency": b""},
         {"account": b"x", "qos": b"y", "req_nodes": b"n1"},
         {"admin_comment": b"note", **ROOT},
         {"comment": b"\xff\n", "comment__cut": b"1"},

@@ -94,6 +94,9 @@ REFUSED: list[tuple[str, Changes]] = [
     ("identity.submit-uid", {"user_id": None}),
     ("route.dependency-expand", {"dependency": b"expand:17"}),
     ("route.dependency-expand", {"dependency": b"afterok:1,Expand:17"}),
+    # the job that is expanded may be the one with the tag
+    ("route.dependency-expand", {"extra": None, "partition": b"open", "dependency": b"expand:17"}),
+    ("input.too-long", {"extra": None, "partition": b"open", "dependency": b"afterok:1", "dependency__cut": b"1"}),
     ("route.clusters", {"clusters": b"other"}),
     ("route.clusters", {"clusters": b"test"}),
     ("route.het", {"het_job_offset": b"0"}),
@@ -162,7 +165,7 @@ def test_allowed(submit: Decide, fields: Fields, changed: Changes) -> None:
         {"user_name": None},
         {"features": b"a*2&us"},
         {"comment": b"a\nb\xff", "comment__cut": b"1"},
-        {"dependency": b"expand:17"},
+        {"dependency": b"afterok:17"},
         {"het_job_offset": b"0"},
         {"cron_job": b"1", "het_job_offset": b"0"},
         {"clusters": b"other"},
