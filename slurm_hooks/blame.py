@@ -11,10 +11,11 @@ Standard library only (root hooks import it under ``python3 -IS``).
 from __future__ import annotations
 
 import json
+import os
 import re
 
 from conf.errors import SecureSlurmError
-from keys.process import run
+from keys.process import Completed, run
 
 SCONTROL_TIMEOUT = 10.0
 """Seconds for one Slurm command; three of them fit into the Prolog's budget."""
@@ -40,10 +41,10 @@ def hold(slurm_bin: str, job: int, reason: str) -> str:
         name = _name(job, facts)
         _explain(slurm_bin, name, facts.get("admin_comment"), reason)
     try:
-        run([f"{slurm_bin}/scontrol", "requeuehold", name], timeout=SCONTROL_TIMEOUT)
+        _slurm(f"{slurm_bin}/scontrol", "requeuehold", name)
     except SecureSlurmError:
         # --no-requeue and interactive jobs: "Requested operation is presently disabled"
-        run([f"{slurm_bin}/scancel", name], timeout=SCONTROL_TIMEOUT)
+        _slurm(f"{slurm_bin}/scancel", name)
         return "cancelled"
     return "held"
 
@@ -67,9 +68,7 @@ def number(value: object, default: int) -> int:
 
 def job_facts(slurm_bin: str, job: int) -> dict[str, object]:
     """What slurmctld knows of one job, by one query. Raises SecureSlurmError when it does not answer or knows none."""
-    answer = run(
-        [f"{slurm_bin}/scontrol", "--json", "show", "job", str(job)], timeout=SCONTROL_TIMEOUT, max_output=ANSWER_LIMIT
-    )
+    answer = _slurm(f"{slurm_bin}/scontrol", "--json", "show", "job", str(job))
     try:
         jobs = list(json.loads(answer.stdout)["jobs"])
     except (ValueError, KeyError, TypeError):
@@ -80,12 +79,20 @@ def job_facts(slurm_bin: str, job: int) -> dict[str, object]:
     return dict(found[0])
 
 
+def _slurm(*argv: str) -> Completed:
+    """One of Slurm's commands, with the configuration that slurmctld or slurmd named to the hook, and nothing else."""
+    conf = os.environ.get("SLURM_CONF", "")
+    return run(
+        argv, timeout=SCONTROL_TIMEOUT, max_output=ANSWER_LIMIT, env_extra={"SLURM_CONF": conf} if conf else None
+    )
+
+
 def _explain(slurm_bin: str, name: str, comment: object, reason: str) -> None:
     text = _UNSAFE.sub("?", reason)[:REASON_LIMIT]
     record = comment.split(" | ", 1)[0] if isinstance(comment, str) else ""
     value = f"{record} | {text}" if record else text
     try:
-        run([f"{slurm_bin}/scontrol", "update", f"JobId={name}", f"AdminComment={value}"], timeout=SCONTROL_TIMEOUT)
+        _slurm(f"{slurm_bin}/scontrol", "update", f"JobId={name}", f"AdminComment={value}")
     except (SecureSlurmError, ValueError):
         # ValueError: a comment that no argument can carry (a NUL, half a character)
         return

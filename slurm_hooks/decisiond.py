@@ -191,7 +191,7 @@ async def _serve_until_signal(config: str, policy: str, snapshot_user: str) -> N
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``secure-slurm`` starts it; exit codes as in conf.errors."""
-    parser = argparse.ArgumentParser(prog="secure-slurm-decide", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="secure-slurm-decisiond", description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", default=SITE_PATH, help="the site file (default: %(default)s)")
     parser.add_argument("--policy", default=POLICY_PATH, help="the policy file (default: %(default)s)")
     parser.add_argument("--snapshot-user", default=SNAPSHOT_USER, help="who writes the members file")

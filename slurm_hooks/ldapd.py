@@ -195,9 +195,11 @@ def _reload(reader: Reader, site_path: str, policy_path: str) -> Reader:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The program: ``secure-slurm-ldapd [--site FILE] [--policy FILE] [--once]``; returns the exit code."""
+    """The program: ``secure-slurm-ldapd [--config FILE] [--policy FILE] [--once]``; returns the exit code."""
     parser = argparse.ArgumentParser(prog="secure-slurm-ldapd", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--site", default=site_file.DEFAULT_PATH, metavar="FILE", help="default: %(default)s")
+    parser.add_argument(
+        "--config", default=site_file.DEFAULT_PATH, metavar="FILE", dest="site", help="default: %(default)s"
+    )
     parser.add_argument("--policy", default=policy_file.DEFAULT_PATH, metavar="FILE", help="default: %(default)s")
     parser.add_argument("--once", action="store_true", help="read once and end; the exit code says how it went")
     options = parser.parse_args(arguments)

@@ -62,7 +62,7 @@ class SpoolNotes:
         except OSError as error:
             raise BackendUnavailable(
                 f"{self._folder}: the notes of ended jobs cannot be read: {error.strerror}",
-                advice="an admin must look at the folder; secure-slurm conf check says what it must be",
+                advice="it must belong to this daemon's account, group SlurmUser's, mode 0770 (conf/tmpfiles)",
             ) from None
 
     def remove(self, note: ended.EndedJob) -> None:

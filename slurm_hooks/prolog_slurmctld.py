@@ -25,12 +25,14 @@ def main() -> int:
     since = time.monotonic_ns()
     os.umask(0o077)
     try:
-        config = read_hook_config()
+        config = read_hook_config(check_sources=False)
         job = read_job(os.environ)
     except SecureSlurmError as error:
         say("prolog_slurmctld", f"{error} {error.advice}")
         return 1
     try:
+        # an admin in the middle of a change holds jobs with a reason; failing here would requeue them for ever
+        read_hook_config()
         _start(config, job, since)
     except SecureSlurmError as error:
         return _refuse(config, job, error)

@@ -27,6 +27,7 @@ def write(run_dir: str, job: int, grant: Mapping[str, str], scratch: str) -> Non
     if grant["residency"]:
         lines.append(f"SECURE_RESIDENCY={grant['residency']}")
     if scratch:
+        lines.append(f"SECURE_SCRATCH_SIZE={grant['scratch']}")
         lines += [f"SECURE_SCRATCH={scratch}", f"TMPDIR={scratch}/tmp"]  # noqa: S108  inside the job's own scratch
     if not all(line.isascii() and line.isprintable() for line in lines):
         raise InternalError(f"the grant of job {job} has values that a task's environment cannot take")

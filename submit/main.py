@@ -127,11 +127,15 @@ def _no_tag(tool: str, rest: list[str]) -> UsageError:
 
 
 def _environment(environ: Mapping[str, str], tag: Tag) -> dict[str, str]:
-    """The environment with the tag as it now is: slurmctld's filter and the job compare it with ``extra``."""
+    """The environment with the tag added where the user had said nothing.
+
+    What the user's environment asks for stays as it is: only the policy knows which class is stronger, so the filter
+    compares it with ``extra``. In the job, TaskProlog sets all of them to what was granted.
+    """
     # SECURE_SCRATCH is the path in the job that we are called from; it would be a lie in the new one
-    kept = {name: value for name, value in environ.items() if name not in ENVIRONMENT and name != "SECURE_SCRATCH"}
+    kept = {name: value for name, value in environ.items() if name != "SECURE_SCRATCH"}
     final = {"class": tag.klass, "residency": tag.residency, "scratch": tag.scratch}
-    return kept | {name: str(final[key]) for name, key in ENVIRONMENT.items() if final[key] is not None}
+    return {name: str(final[key]) for name, key in ENVIRONMENT.items() if final[key] is not None} | kept
 
 
 def _show(command: Command) -> None:

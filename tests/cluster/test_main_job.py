@@ -49,6 +49,9 @@ def test_the_main_job(clean: Cluster) -> None:
     cluster.until(lambda: Path("/home/alice/started").exists(), "the job to run", 90)
 
     assert cluster.command(["squeue", "-h", "-j", str(job), "-o", "%N"]).stdout.strip() == "n[1-2]"
+    # another job of the same user could read the scratch: the class demands nodes of its own (26.05 names it otherwise)
+    shown = cluster.job(job)
+    assert shown.get("Exclusive", shown.get("OverSubscribe")) in ("NODE", "NO")
     output = Path(f"/home/alice/slurm-{job}.out").read_text()
     assert "arguments: -- epochs=3" in output or "arguments: epochs=3" in output
     for node in ("n1", "n2"):

@@ -73,6 +73,10 @@ def test_the_tag_may_be_strengthened_and_not_weakened(clean: Cluster) -> None:
     done = clean.as_user("alice", ["secure-sbatch", "--secure-class=internal", path])
     assert done.returncode != 0
     assert "weaker" in done.stderr
+    # nor may the command line weaken what the environment asks for
+    done = clean.as_user("alice", ["secure-sbatch", "--secure-class=internal", WRAP], env={"SECURE_CLASS": "phi"})
+    assert done.returncode != 0
+    assert "weaker" in done.stderr
     path = clean.script("alice", "weak.sh", "#!/bin/bash\n#SECURE --class=internal\ntrue\n")
     job = clean.submit("alice", *PHI, path)
     clean.wait_end(job)

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -213,6 +213,36 @@ class Cluster:
         for node in settings.NODES:
             self.start_node(node)
         self.wait_idle()
+
+    @contextlib.contextmanager
+    def other_slurm(self, change: Callable[[str], str], **files: str) -> Iterator[None]:
+        """Slurm restarted with a changed slurm.conf and further files (``job_container="..."``), then back again."""
+        conf = Path("/etc/slurm/slurm.conf")
+        before = conf.read_text()
+        self.stop_slurm()
+        self.write(conf, change(before))
+        for name, text in files.items():
+            self.write(conf.with_name(f"{name}.conf"), text)
+        try:
+            self.start_slurm()
+            yield
+        finally:
+            self.cancel_all()
+            self.until(lambda: not self.command(["squeue", "-h", "-t", "R,CF,CG"]).stdout.strip(), "all jobs to end")
+            self.stop_slurm()
+            self.write(conf, before)
+            for name in files:
+                conf.with_name(f"{name}.conf").unlink()
+            self.start_slurm()
+
+    def stop_slurm(self) -> None:
+        """Stop the nodes with their daemons, and slurmctld."""
+        for name in ("slurmd", "slurmctld"):
+            subprocess.run(["pkill", "-x", name], check=False)
+            self.until(lambda n=name: self.command(["pgrep", "-x", n], check=False).returncode != 0, f"{name} to end")
+        subprocess.run(["pkill", "-f", "secure-slurm-noded"], check=False)
+        for node in settings.NODES:
+            Path(f"{settings.RUN}/node-{node}/daemon/node.sock").unlink(missing_ok=True)
 
     def start_node(self, node: str) -> None:
         """One slurmd with its node daemon, in namespaces of their own."""

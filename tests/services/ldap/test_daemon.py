@@ -73,7 +73,7 @@ class Daemon:
 
     def argv(self, *more: str) -> list[str]:
         program = [sys.executable, "-m", "slurm_hooks.ldapd"]
-        return [*program, "--site", str(self.site), "--policy", str(self.policy), *more]
+        return [*program, "--config", str(self.site), "--policy", str(self.policy), *more]
 
     def once(self) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -168,5 +168,5 @@ def test_the_groups_of_a_policy_are_each_named_once() -> None:
 def test_missing_files_end_the_program_with_the_code_for_configuration(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    code = ldapd.main(["--site", str(tmp_path / "none"), "--policy", str(tmp_path / "none"), "--once"])
+    code = ldapd.main(["--config", str(tmp_path / "none"), "--policy", str(tmp_path / "none"), "--once"])
     assert code == ConfigError.exit_code

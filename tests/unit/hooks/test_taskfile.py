@@ -11,7 +11,7 @@ import pytest
 from conf.errors import InternalError
 from slurm_hooks import taskfile
 
-GRANT = {"class": "phi", "residency": "eu"}
+GRANT = {"class": "phi", "residency": "eu", "scratch": "5"}
 
 
 def test_the_lines(tmp_path: Path) -> None:
@@ -19,7 +19,8 @@ def test_the_lines(tmp_path: Path) -> None:
     taskfile.write(str(tmp_path), 18, {"class": "internal", "residency": ""}, "")
 
     assert (tmp_path / "task" / "17").read_text() == (
-        "SECURE_CLASS=phi\nSECURE_RESIDENCY=eu\nSECURE_SCRATCH=/secure-scratch/17\nTMPDIR=/secure-scratch/17/tmp\n"
+        "SECURE_CLASS=phi\nSECURE_RESIDENCY=eu\nSECURE_SCRATCH_SIZE=5\n"
+        "SECURE_SCRATCH=/secure-scratch/17\nTMPDIR=/secure-scratch/17/tmp\n"
     )
     assert (tmp_path / "task" / "18").read_text() == "SECURE_CLASS=internal\n"
 

@@ -97,13 +97,14 @@ def test_a_relative_place_is_never_used(place: Path) -> None:
         find_tool("sbatch", str(place / "none.json"), ("bin",))
 
 
-def test_the_tag_replaces_what_the_environment_said() -> None:
+def test_what_the_environment_asks_for_stays_for_the_filter_to_compare() -> None:
+    # only the policy knows whether phi is stronger than internal: the filter refuses it if it is not
     environ = {"SECURE_CLASS": "internal", "SECURE_SCRATCH": "/secure-scratch/7", "SECURE_SCRATCH_SIZE": "5", "A": "b"}
     command = prepare("salloc", ASKED, [], environ)
     assert command.argv == ["salloc", TAG + ";scratch=5"]
     assert command.environ == {
         "A": "b",
-        "SECURE_CLASS": "phi",
+        "SECURE_CLASS": "internal",
         "SECURE_RESIDENCY": "eu",
         "SECURE_SCRATCH_SIZE": "5",
     }
