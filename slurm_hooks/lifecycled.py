@@ -80,7 +80,12 @@ class LifecycleDaemon:
         self._chain = chain
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="job")
         self._notes = SpoolNotes(site.lifecycle.ended_dir)
-        self._jobs = Jobs(VaultJobs(site.vault, self._write_before, self._prove), self._notes, self._pool)
+        self._vault = VaultJobs(site.vault, self._write_before, self._prove)
+        self._jobs = Jobs(self._vault, self._notes, self._pool)
+
+    def close(self) -> None:
+        """Give the token back; needs Vault, and does without when it is away."""
+        self._vault.close()
 
     async def start(self, fields: Fields, _peer: Peer) -> Answer:
         """PrologSlurmctld's verb. Every refusal is in the audit trail before it is answered."""
@@ -216,6 +221,7 @@ async def run(daemon: LifecycleDaemon, live: Live) -> None:
         notify("STOPPING=1")
         for task in background:
             task.cancel()
+    await asyncio.to_thread(daemon.close)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from conf.errors import ConfigError, Refused, SecureSlurmError
+from conf.errors import Refused, SecureSlurmError
 from conf.policy import DEFAULT_PATH as POLICY_PATH
 from conf.policy import Policy, load_policy
 from conf.safefile import read_safely
@@ -31,6 +31,8 @@ from slurm_hooks.serve import Answer, Fields, Peer, notify, serve
 LOG = logging.getLogger(__name__)
 SOCKET = "daemon/node.sock"
 ROOT = frozenset({0})
+SEEN_LIMIT = 10_000
+"""Incarnations remembered; a node that starts a job a second goes through them in hours."""
 THREADS = 8
 """Prologs served at once; a node rarely starts more jobs than that in the same second."""
 
@@ -46,19 +48,25 @@ class NodeDaemon:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="vault")
         self._seen: dict[str, object] = {}
 
+    def close(self) -> None:
+        """Give the token back; needs Vault, and does without when it is away."""
+        self._vault.close()
+
     def place(self) -> tuple[str, str]:
         """This node's region and jurisdiction, read anew each time. Refuses a missing or unknown region."""
         path = self.site.node.place_file
         try:
             region = read_safely(path, limit=256).decode("ascii").strip()
         except (UnicodeDecodeError, SecureSlurmError) as error:
-            raise ConfigError(
+            raise Refused(
+                "node.place",
                 f"{path}: this node does not say where it is: {error}",
                 advice="write the region id of this machine into it, as root",
             ) from None
         jurisdiction = self.policy.jurisdiction_of_region(region)
         if jurisdiction is None:
-            raise ConfigError(
+            raise Refused(
+                "node.place",
                 f"{path}: the region {region!r} belongs to no jurisdiction of the policy",
                 advice="add it to exactly one jurisdiction in policy.yaml, or mend the file",
             )
@@ -102,6 +110,9 @@ class NodeDaemon:
             )
         mine = object()
         # one step, for two Prologs may ask in the same instant: asking and then noting would let both through
+        while len(self._seen) >= SEEN_LIMIT:
+            # the oldest first; the Prolog's own journal remembers each for weeks
+            self._seen.pop(next(iter(self._seen)), None)
         if self._seen.setdefault(grant.incarnation, mine) is not mine:
             raise Refused("grant.seen", f"the grant of job {job} was used on this node before")
         answer: dict[str, bytes | str] = {"verdict": "allow", "place": region}
@@ -133,6 +144,7 @@ async def run(daemon: NodeDaemon) -> None:
         notify("READY=1")
         await stop.wait()
         notify("STOPPING=1")
+    await asyncio.to_thread(daemon.close)
 
 
 def main(argv: list[str] | None = None) -> int:

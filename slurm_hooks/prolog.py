@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SOCKET = "daemon/node.sock"
 """Below the run directory, which is root's; only the folder ``daemon`` is the node daemon's own."""
+NODE_FAULTS = frozenset({"residency.node", "node.place"})
+"""Refusals that are this node's own fault, for whatever job: it is not where its feature says, or does not know."""
 KEY_BYTES = 64
 """AES-256-XTS takes two 256-bit keys (dm-crypt, Documentation/admin-guide/device-mapper/dm-crypt.rst)."""
 
@@ -66,13 +68,20 @@ def _guard(config: dict[str, Any], job: HookJob) -> int:
         _start(config, job, chain)
     except (Refused, BackendUnavailable) as error:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        if isinstance(error, Refused) and error.rule in NODE_FAULTS:
+            return _broken(chain, job, error.rule, error)
         return _refuse(config, job, chain, error)
     except (SecureSlurmError, OSError) as error:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _record_refusal(chain, job, "node.broken")
-        say("prolog", f"job {job.job}: this node cannot set scratch up: {error}")
-        return 1
+        return _broken(chain, job, "node.broken", error)
     return 0
+
+
+def _broken(chain: Chain | None, job: HookJob, rule: str, error: Exception) -> int:
+    """Take this node out of service: the next job would fare no better on it."""
+    _record_refusal(chain, job, rule)
+    say("prolog", f"job {job.job}: this node cannot run secured jobs: [{rule}] {error}")
+    return 1
 
 
 def _alarm(_number: int, _frame: FrameType | None) -> None:

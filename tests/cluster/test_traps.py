@@ -297,9 +297,19 @@ def test_a_node_that_is_elsewhere_refuses(clean: Cluster) -> None:
     place = Path(f"{settings.ETC}/places/n1")
     place.write_text("us-east-1\n")
     try:
-        held(clean, clean.submit("alice", *TAG, "-w", "n1", "--wrap=true"), "residency.node")
+        job = clean.submit("alice", *TAG, "-w", "n1", "--wrap=true")
+        # the node is at fault, for every job: it leaves service, and the job is held by Slurm without having run
+        clean.until(lambda: "n1" in clean.drained(), "the node to drain", 60)
+        clean.until(lambda: clean.state(job) == "PENDING", "the job to be held", 60)
+        assert not Path(f"/home/alice/slurm-{job}.out").exists()
+        events = json.loads(clean.tool("audit", "show", "--json", f"{settings.LOG}/node-n1").stdout)
+        assert "residency.node" in [event.get("rule") for event in events if event.get("job") == job]
+        clean.command(["scancel", str(job)])
+        clean.wait_gone(job, 60)
     finally:
         place.write_text("eu-central-1\n")
+        clean.command(["scontrol", "update", "NodeName=n1", "State=RESUME"], check=False)
+        clean.wait_idle("n1")
 
 
 def test_more_scratch_than_the_node_has(clean: Cluster) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from conf.errors import BackendUnavailable, ConfigError, Refused, SecureSlurmError
+from conf.errors import BackendUnavailable, Refused, SecureSlurmError
 from conf.policy import Policy
 from conf.site import Site
 from keys.secret import Secret
@@ -208,10 +208,10 @@ def test_a_node_that_does_not_know_its_place(
 
     for residency in ("eu", ""):
         vault.grants["17"]["residency"] = residency
-        with pytest.raises(ConfigError, match="place") as caught:
+        with pytest.raises(Refused, match="place") as caught:
             ask(daemon)
         assert caught.value.advice
-    with pytest.raises(ConfigError):
+    with pytest.raises(Refused):
         asyncio.run(daemon.ping({}, Peer(1, 0, 0)))
     assert vault.made == []
     # it is read anew each time
@@ -223,7 +223,7 @@ def test_a_place_that_others_can_write(daemon: NodeDaemon, vault: Vault, site: S
     from pathlib import Path
 
     Path(site.node.place_file).chmod(0o666)
-    with pytest.raises(ConfigError, match="written by group or others"):
+    with pytest.raises(Refused, match="written by group or others"):
         ask(daemon)
     assert vault.made == []
 
