@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 
-from tests.testbed.cluster import BIN, Cluster
+from tests.testbed.cluster import Cluster
+from tests.testbed.people import BIN
 
 WELCOME = """
 A secure-slurm cluster is running: nodes n1 n2 (eu), n3 n4 (us); partitions main, phi (demands a tag, eu), us.
