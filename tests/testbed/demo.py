@@ -83,9 +83,12 @@ def _submit(story: Story, cluster: Cluster, result: dict[str, Any]) -> int:
     story.show(f"Submitted batch job {job}")
     facts = cluster.facts(job)
     story.show(f"decision record: {facts['admin_comment']}")
-    story.show(f"constraint that Slurm now has: {facts['features']}   shared: {facts.get('shared')}")
+    shown = cluster.job(job)
+    exclusive = shown.get("Exclusive", shown.get("OverSubscribe")) in ("NODE", "NO")
+    story.show(f"constraint that Slurm now has: {facts['features']}; nodes of its own: {'yes' if exclusive else 'no'}")
     story.claim("the record names class phi and residency eu", "class=phi residency=eu" in facts["admin_comment"])
     story.claim("the residency feature was forced on the job", facts["features"] == "eu")
+    story.claim("the job shares its nodes with no other, as its class demands", exclusive)
     cluster.until(lambda: Path("/home/alice/started").exists(), "the job to run on both nodes", 90)
     return job
 
