@@ -19,7 +19,7 @@ _LIMIT = 2 * 1024 * 1024
 
 
 class EndedJob(NamedTuple):
-    """A job that Slurm called ended, and the note that says so."""
+    """A job that Slurm called ended, and the note that says so. No nodes: wherever it has grants."""
 
     job: int
     nodes: tuple[str, ...]
@@ -61,29 +61,31 @@ def read(folder: str, job: int | None = None) -> list[EndedJob]:
         match = _NAME.fullmatch(name)
         if match and job in (None, int(match[1])):
             nodes = _nodes(f"{folder}/{name}")
-            if nodes:
+            if nodes is not None:
                 found.append(EndedJob(int(match[1]), nodes, f"{folder}/{name}"))
     return sorted(found)
 
 
-def _nodes(path: str) -> tuple[str, ...]:
+def _nodes(path: str) -> tuple[str, ...] | None:
+    """The nodes in a note; None for what is not a note, a cut or an empty file among it."""
     try:
         # without O_NONBLOCK a pipe would be waited for, and with it every key that is to be destroyed
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
-        return ()
+        return None
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return ()
+            return None
         with os.fdopen(descriptor, encoding="ascii", closefd=False) as file:
             text = file.read(_LIMIT + 1)
     except (OSError, ValueError):
-        return ()
+        return None
     finally:
         os.close(descriptor)
     # a note that was cut could end in the name of another node
-    lines = text.split() if len(text) <= _LIMIT else []
-    return tuple(lines) if lines and all(is_node_name(line) for line in lines) else ()
+    lines = text.split()
+    whole = len(text) <= _LIMIT and text.endswith("\n")
+    return tuple(lines) if whole and all(is_node_name(line) for line in lines) else None
 
 
 def remove(note: EndedJob) -> None:

@@ -10,7 +10,8 @@ import sys
 import syslog
 from typing import TYPE_CHECKING, NamedTuple
 
-from conf.errors import InternalError
+from conf.errors import InternalError, UsageError
+from conf.tag import mentions_tag
 from slurm_hooks.hostlist import expand
 
 if TYPE_CHECKING:
@@ -34,11 +35,19 @@ class HookJob(NamedTuple):
     node: str
     nodes: tuple[str, ...]
     restarts: int
-    marked: bool
+    extra: str
+
+    @property
+    def marked(self) -> bool:
+        """Whether the job means to be tagged, well-formed or not."""
+        return mentions_tag(self.extra)
 
 
-def read_job(environ: Mapping[str, str]) -> HookJob:
-    """The job of this hook. Raises InternalError when Slurm's variables are missing or are not what Slurm writes."""
+def read_job(environ: Mapping[str, str], *, any_nodes: bool = False) -> HookJob:
+    """The job of this hook. Raises InternalError when Slurm's variables are missing or are not what Slurm writes.
+
+    ``any_nodes``: a node list that cannot be read is taken for none instead; for a hook that only ends things.
+    """
     return HookJob(
         job=_number(environ, "SLURM_JOB_ID"),
         uid=_number(environ, "SLURM_JOB_UID", -1),
@@ -46,10 +55,19 @@ def read_job(environ: Mapping[str, str]) -> HookJob:
         user=environ.get("SLURM_JOB_USER", ""),
         cluster=_name(environ, "SLURM_CLUSTER_NAME", _CLUSTER),
         node=_name(environ, "SLURMD_NODENAME", _NODE),
-        nodes=tuple(expand(environ.get("SLURM_JOB_NODELIST", ""), limit=MAX_NODES)),
+        nodes=_nodes(environ.get("SLURM_JOB_NODELIST", ""), lenient=any_nodes),
         restarts=_number(environ, "SLURM_JOB_RESTART_COUNT", 0),
-        marked="secure-slurm" in environ.get("SLURM_JOB_EXTRA", ""),
+        extra=environ.get("SLURM_JOB_EXTRA", ""),
     )
+
+
+def _nodes(text: str, *, lenient: bool) -> tuple[str, ...]:
+    try:
+        return tuple(expand(text, limit=MAX_NODES))
+    except UsageError:
+        if lenient:
+            return ()
+        raise
 
 
 def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:

@@ -70,6 +70,9 @@ class JobKeys(Protocol):
     def destroy(self, job: int, nodes: tuple[str, ...]) -> list[Destroyed]:
         """Keys, then grants, of every node; may be repeated. Raises BackendUnavailable while Vault is away."""
 
+    def holders(self, job: int) -> tuple[str, ...]:
+        """The nodes that have a grant of the job. Raises BackendUnavailable while Vault is away."""
+
 
 class Notes(Protocol):
     """The notes of ended jobs on disk."""
@@ -155,14 +158,19 @@ class Jobs:
         return await self.retry(job, nodes)
 
     async def retry(self, job: int, nodes: tuple[str, ...]) -> list[Destroyed]:
-        """Destroy what an earlier "ended" was about; a start that has arrived since then is left alone."""
+        """Destroy what an earlier "ended" was about; a start that has arrived since then is left alone.
+
+        Without ``nodes`` Vault is asked which nodes have a grant of the job.
+        """
         async with self._turn(job):
             notes = self._heed_notes(job)
             opened = [start for start in self._starts.get(job, ()) if start.opened]
             # what a newer start holds, it has closed before it opened
             alive = {node for start in opened if start.wanted for node in start.nodes}
             over = [start for start in opened if not start.wanted]
-            everywhere = dict.fromkeys((*nodes, *_nodes_of(notes), *_nodes_of(over)))
+            unnamed = not nodes or not all(note.nodes for note in notes)
+            holders = await self._blocking(lambda: self._keys.holders(job)) if unnamed else ()
+            everywhere = dict.fromkeys((*nodes, *_nodes_of(notes), *_nodes_of(over), *holders))
             targets = tuple(node for node in everywhere if node not in alive)
             destroyed = await self._destroy(job, targets) if targets else []
             for start in over:
@@ -180,7 +188,9 @@ class Jobs:
         opened = [start for start in self._starts[job] if start.opened]
         # a note that appeared since this start arrived is about this start, and outlives this
         notes = [note for note in self._notes.of(job) if note in mine.earlier]
-        nodes = dict.fromkeys((*mine.nodes, *_nodes_of(notes), *_nodes_of(opened)))
+        unnamed = not all(note.nodes for note in notes)
+        holders = await self._blocking(lambda: self._keys.holders(job)) if unnamed else ()
+        nodes = dict.fromkeys((*mine.nodes, *_nodes_of(notes), *_nodes_of(opened), *holders))
         closed = await self._destroy(job, tuple(nodes))
         for note in notes:
             self._notes.remove(note)

@@ -189,7 +189,8 @@ class LifecycleDaemon:
 
 def read_ended(fields: Fields) -> tuple[int, tuple[str, ...]]:
     """Job and nodes of the ``ended`` verb; WireError for anything that is not one."""
-    job, nodes = wire.text(fields, "job"), tuple(wire.text(fields, "nodes").split(","))
+    job, text = wire.text(fields, "job"), wire.text(fields, "nodes")
+    nodes = tuple(text.split(",")) if text else ()
     if not _JOB.fullmatch(job):
         raise wire.WireError("the job of the request is not a job's number")
     if not all(map(is_node_name, nodes)):

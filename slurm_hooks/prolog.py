@@ -14,9 +14,11 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from audit.chain import AuditError, Chain
-from conf.errors import BackendUnavailable, InternalError, Refused, SecureSlurmError
+from conf.errors import BackendUnavailable, InternalError, Refused, SecureSlurmError, UsageError
 from conf.hookconf import read_hook_config
+from conf.safefile import read_safely
 from conf.slurmnames import for_node
+from conf.tag import parse_extra
 from keys.journal import Journal
 from keys.scratch.plan import ScratchPlan
 from keys.scratch.setup import open_scratch
@@ -65,14 +67,17 @@ def _guard(config: dict[str, Any], job: HookJob) -> int:
     signal.signal(signal.SIGALRM, _alarm)
     signal.setitimer(signal.ITIMER_REAL, float(config["node"]["prolog_deadline"]))
     try:
-        _start(config, job, chain)
+        try:
+            _start(config, job, chain)
+        finally:
+            # inside the outer try: an alarm that comes at this very moment is caught below like any other
+            signal.setitimer(signal.ITIMER_REAL, 0)
     except (Refused, BackendUnavailable) as error:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         if isinstance(error, Refused) and error.rule in NODE_FAULTS:
             return _broken(chain, job, error.rule, error)
         return _refuse(config, job, chain, error)
-    except (SecureSlurmError, OSError) as error:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    except (SecureSlurmError, OSError, ValueError, KeyError) as error:
+        # ValueError, KeyError: a node daemon that does not answer as it must
         return _broken(chain, job, "node.broken", error)
     return 0
 
@@ -120,6 +125,7 @@ def _start(config: dict[str, Any], job: HookJob, chain: Chain) -> None:
     answer = _ask(here, config, job)
     grant = {name.removeprefix("grant."): value.decode() for name, value in answer.items() if name.startswith("grant.")}
     with Secret(answer.pop("plaintext", b"")) as key:
+        _check_grant(config, job, grant)
         size = int(grant["scratch"])
         journal.claim_incarnation(job.job, grant["incarnation"])
         facts = {"job": job.job, "node": job.node, "incarnation": grant["incarnation"]}
@@ -149,6 +155,28 @@ def _start(config: dict[str, Any], job: HookJob, chain: Chain) -> None:
                 **facts,
             )
         taskfile.write(here, job.job, grant, f"{config['scratch']['mount_root']}/{job.job}" if size else "")
+
+
+def _check_grant(config: dict[str, Any], job: HookJob, grant: dict[str, str]) -> None:
+    """Compare what the node daemon handed over with the job's tag and with this node's place, both read by root.
+
+    The daemon compared more than this; but it is not root, and its word alone must not take a job's protection away.
+    """
+    try:
+        tag = parse_extra(job.extra)
+    except UsageError as error:
+        raise Refused("grant.tag", f"the job's tag cannot be read: {error}") from None
+    if (grant["class"], grant["residency"], int(grant["scratch"])) != (
+        tag.klass,
+        tag.residency or "",
+        tag.scratch or 0,
+    ):
+        raise Refused("grant.tag", "the grant says something else than the job's tag")
+    if tag.residency is None:
+        return
+    region = read_safely(config["node"]["place_file"], limit=256).decode("ascii", "replace").strip()
+    if config["regions"].get(region) != tag.residency:
+        raise Refused("residency.node", f"this node is in {region!r}, the job's data must stay in {tag.residency!r}")
 
 
 def _ask(here: str, config: dict[str, Any], job: HookJob) -> dict[str, bytes]:

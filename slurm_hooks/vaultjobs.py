@@ -44,6 +44,10 @@ class VaultJobs:
             self._write_before("key.create", **facts)
         lifecycle_keys.create(self._head, grants, still_wanted)
 
+    def holders(self, job: int) -> tuple[str, ...]:
+        """The nodes that have a grant of the job, by Vault's own list."""
+        return tuple(node for node, found in self._head.list_grants() if found == str(job))
+
     def destroy(self, job: int, nodes: tuple[str, ...]) -> list[Destroyed]:
         """Keys, then grants; returns only the keys that Vault says it does not have any more.
 

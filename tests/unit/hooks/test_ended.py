@@ -119,7 +119,7 @@ def test_wrong_names(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        *(b"", b"\n", b" \n\t", b"\x00", b"n1\x00\n", b"n1\n../n2\n", b"n1\nn_2\n", b"n1,n2\n", b"n[1-2]\n", b"-n1\n"),
+        *(b"", b" \n\t", b"n1", b"\x00", b"n1\x00\n", b"n1\n../n2\n", b"n1\nn_2\n", b"n1,n2\n", b"n[1-2]\n", b"-n1\n"),
         *(b"n1\n\xff\n", "n1\nñ2\n".encode(), b"n1 $(id)\n", b"n" * 64, b"n1\n" * 1_000_000),
     ],
     ids=lambda content: repr(content[:12]),
@@ -129,6 +129,13 @@ def test_garbage(tmp_path: Path, content: bytes) -> None:
 
     assert ended.read(str(tmp_path)) == []
     assert (tmp_path / GOOD).exists()
+
+
+def test_an_end_whose_nodes_are_not_known(tmp_path: Path) -> None:
+    ended.write(str(tmp_path), 17, ())
+
+    (note,) = ended.read(str(tmp_path))
+    assert (note.job, note.nodes) == (17, ())
 
 
 def test_a_long_list_of_nodes_is_read_whole(tmp_path: Path) -> None:

@@ -26,13 +26,21 @@ FULL = {
 def test_a_job() -> None:
     assert read_job(FULL) == (
         *(17, 1001, 1002, "alice", "test", "n1", ("n1", "n2", "n3", "n07", "gpu1"), 2),
-        True,
+        FULL["SLURM_JOB_EXTRA"],
     )
+    assert read_job(FULL).marked
 
 
 def test_what_a_hook_may_lack() -> None:
-    assert read_job({"SLURM_JOB_ID": "1"}) == (1, -1, -1, "", "", "", (), 0, False)
-    assert read_job({**dict.fromkeys(FULL, ""), "SLURM_JOB_ID": "1"}) == (1, -1, -1, "", "", "", (), 0, False)
+    assert read_job({"SLURM_JOB_ID": "1"}) == (1, -1, -1, "", "", "", (), 0, "")
+    assert read_job({**dict.fromkeys(FULL, ""), "SLURM_JOB_ID": "1"}) == (1, -1, -1, "", "", "", (), 0, "")
+
+
+def test_a_hook_that_ends_things_does_without_the_nodes() -> None:
+    environ = {**FULL, "SLURM_JOB_NODELIST": "n[1-"}
+    with pytest.raises(UsageError):
+        read_job(environ)
+    assert read_job(environ, any_nodes=True).nodes == ()
 
 
 def test_a_hook_without_its_job_is_refused() -> None:

@@ -79,6 +79,9 @@ class Head:
     def delete_grant(self, node: str, job: str) -> None:
         self.grants.pop((node, job), None)
 
+    def list_grants(self) -> list[tuple[str, str]]:
+        return sorted(self.grants)
+
 
 class World:
     def __init__(self, folder: Path, site: Site, head: Head) -> None:
@@ -167,7 +170,7 @@ def test_a_start_that_began_before_its_end_is_refused(world: World) -> None:
     [
         *(("job", value) for value in (None, b"", b"x", b"-1", b"0", b"+17", b" 17", b"17\n", b"1_7", b"017", b"1.0")),
         *(("job", value) for value in ("\u0661".encode(), b"\xff", b"9" * 11, b"9" * 5000)),
-        *(("nodes", value) for value in (None, b"", b",", b"n1,", b"n1,,n2", b"n_1", b"../n1", b"n1 n2", b"n1\nn2")),
+        *(("nodes", value) for value in (None, b",", b"n1,", b"n1,,n2", b"n_1", b"../n1", b"n1 n2", b"n1\nn2")),
         *(("nodes", value) for value in (b"n[1-2]", b"\xff", "ñ".encode(), b"n1,$(id)", b"n" * 64)),
     ],
 )
@@ -178,6 +181,16 @@ def test_a_malformed_end_is_refused_as_malformed(world: World, field: str, value
         end(world, **{field: value})
     assert len(world.head.keys) == 2
     assert world.trail("revocation.pending") == []
+
+
+def test_an_end_without_nodes_is_an_end_wherever_there_are_grants(world: World) -> None:
+    start(world)
+    other = world.head.grants["n1", "17"]
+    world.head.grants["n9", "18"] = dict(other)
+
+    assert end(world, nodes=b"")["verdict"] == "allow"
+    assert world.head.keys == set()
+    assert set(world.head.grants) == {("n9", "18")}
 
 
 def test_a_refused_start_makes_nothing_and_is_in_the_trail(world: World) -> None:

@@ -1,0 +1,67 @@
+"""The Prolog's own look at the grant: root does not take the node daemon's word for what the job is protected with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conf.errors import Refused, SecureSlurmError
+from slurm_hooks.hookenv import read_job
+from slurm_hooks.prolog import NODE_FAULTS, _check_grant
+
+EXTRA = "secure-slurm:class=phi;residency=eu;scratch=5"
+GRANT = {"class": "phi", "residency": "eu", "scratch": "5"}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> dict[str, Any]:
+    place = tmp_path / "place"
+    place.write_text("eu-central-1\n")
+    place.chmod(0o644)
+    return {"node": {"place_file": str(place)}, "regions": {"eu-central-1": "eu", "us-east-1": "us"}}
+
+
+def check(config: dict[str, Any], grant: dict[str, str], extra: str = EXTRA) -> None:
+    _check_grant(config, read_job({"SLURM_JOB_ID": "17", "SLURM_JOB_EXTRA": extra}), grant)
+
+
+@pytest.mark.parametrize(
+    ("change", "extra"),
+    [
+        ({"class": "internal"}, EXTRA),
+        ({"residency": ""}, EXTRA),
+        ({"residency": "us"}, EXTRA),
+        ({"scratch": "0"}, EXTRA),
+        ({"scratch": "4"}, EXTRA),
+        ({}, "secure-slurm:class=phi;residency=eu"),
+        ({}, "secure-slurm:"),
+        ({}, "secure-slurm"),
+        ({}, EXTRA + ";scratch=6"),
+    ],
+)
+def test_a_grant_that_differs_from_the_tag(config: dict[str, Any], change: dict[str, str], extra: str) -> None:
+    with pytest.raises(Refused) as caught:
+        check(config, GRANT | change, extra)
+    assert caught.value.rule == "grant.tag"
+    assert caught.value.rule not in NODE_FAULTS
+
+
+@pytest.mark.parametrize("place", ["us-east-1\n", "mars\n", "", "eu-central-1 us-east-1", "\xff"])
+def test_a_place_that_is_not_the_jobs(config: dict[str, Any], place: str) -> None:
+    Path(config["node"]["place_file"]).write_text(place)
+    with pytest.raises(Refused) as caught:
+        check(config, GRANT)
+    assert caught.value.rule in NODE_FAULTS
+
+
+def test_a_place_file_that_others_can_change(config: dict[str, Any]) -> None:
+    Path(config["node"]["place_file"]).chmod(0o666)
+    with pytest.raises(SecureSlurmError):
+        check(config, GRANT)
+
+
+def test_the_grant_of_the_job(config: dict[str, Any]) -> None:
+    check(config, GRANT)
+    check(config, GRANT | {"residency": "", "scratch": "0"}, "secure-slurm:class=phi")
