@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_KEEP_BYTES = 1024**3
+_KEEP_PART = 20
+"""What a reservation leaves free: a gibibyte, or a twentieth of a file system that is smaller than 20 of them."""
 
 
 class Backing(NamedTuple):
@@ -37,7 +40,12 @@ def make_file(plan: ScratchPlan) -> int:
     Space is reserved (fallocate(2): no block is written, so it takes the same time for any size), or with
     ``overcommit`` left to be found when it is written to.
 
-    :raises ScratchTooLarge: there is no space for it.
+    A reservation leaves 1 GiB free, or 5 % of a file system smaller than 20 GiB, of what users other than root may use:
+    root's fallocate would take all of it, and the blocks that are kept for root as well, and slurmd's spool and the
+    audit trail may lie there. With ``overcommit`` nothing is reserved and nothing kept free: jobs that write may fill
+    the file system, as that setting says.
+
+    :raises ScratchTooLarge: there is no space for it, or too little would stay free.
     :raises NodeBroken: something is already there (a file or link of our name), the folder is not safe, or the file
         system cannot reserve.
     """
@@ -67,7 +75,10 @@ def _size(file: int, plan: ScratchPlan) -> None:
         if plan.overcommit:
             os.ftruncate(file, plan.mapped_bytes)
         else:
+            _check_room(file, plan, plan.mapped_bytes)
             _reserve(file, plan.mapped_bytes)
+            # another start may have reserved in between; each of them looks again, so that at worst both give way
+            _check_room(file, plan, 0)
     except OSError as error:
         if error.errno in _FULL:
             raise ScratchTooLarge(
@@ -79,6 +90,18 @@ def _size(file: int, plan: ScratchPlan) -> None:
                 advice="use a local ext4 or xfs, or set scratch.overcommit",
             ) from None
         raise
+
+
+def _check_room(file: int, plan: ScratchPlan, size: int) -> None:
+    """:raises ScratchTooLarge: with ``size`` more bytes taken, less would be free than is to be kept."""
+    space = os.fstatvfs(file)
+    keep = min(_KEEP_BYTES, space.f_blocks * space.f_frsize // _KEEP_PART)
+    # f_bavail, not f_bfree: without what only root may use (statvfs(3))
+    free = space.f_bavail * space.f_frsize
+    if free - size < keep:
+        raise ScratchTooLarge(
+            f"node {plan.node} has no {plan.size_bytes} bytes of scratch free ({keep} bytes of its disk stay free)"
+        )
 
 
 def _reserve(file: int, size: int) -> None:

@@ -198,6 +198,14 @@ class TestRefused:
         assert caught.value.rule == "scratch.no-space"
         assert node.left() == []
 
+    def test_the_last_of_the_file_system(self, make_node: Any, base: Path) -> None:
+        """slurmd's spool and the audit trail may lie there, too."""
+        space = os.statvfs(base)
+        free, keep = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize // 20
+        with pytest.raises(ScratchTooLarge):
+            make_node(size_bytes=free - keep + MIB, overcommit=False).open()
+        assert os.statvfs(base).f_bavail * space.f_frsize > free - MIB
+
     def test_more_than_the_volume_group_has(self, make_node: Any, volume_group: str) -> None:
         node = make_node(backing="lvm", volume_group=volume_group, size_bytes=1024**4)
         with pytest.raises(ScratchTooLarge):
