@@ -124,11 +124,12 @@ def make_device(plan: ScratchPlan, budget: Budget) -> Backing:
     """The logical volume (made for the job), or the whole device (checked to be free).
 
     :raises ScratchTooLarge: it is too small, or the volume group is full.
-    :raises NodeBroken: it is in use, or not there.
+    :raises Refused: ``scratch.busy``: the device is another job's.
+    :raises NodeBroken: it is in use by something else, or not there.
     """
     if plan.backing == "lvm":
         return Backing(volume.create(plan, budget), None)
-    return Backing(plan.device, blockdevice.claim(plan))
+    return Backing(plan.device, blockdevice.claim(plan, budget))
 
 
 def exists(names: ScratchNames, budget: Budget) -> bool:

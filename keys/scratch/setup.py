@@ -60,7 +60,7 @@ def open_scratch(
     :param key_name: the transit key's name in Vault; ``wrapped``: the data key as Vault wrapped it.
     :param seconds: for everything together.
     :raises ScratchTooLarge: ``scratch.no-space``: the job's fault, the node is well.
-    :raises Refused: ``scratch.too-small``, ``scratch.root``.
+    :raises Refused: ``scratch.too-small``, ``scratch.root``, ``scratch.busy``.
     :raises Interrupted: SIGTERM, SIGINT or SIGHUP came, and the caller had no handler for it. A handler of the caller's
         (SIGALRM's, say) is run between two steps instead of inside one; what it raises undoes everything as well.
     :raises InternalError: the node is broken (NodeBroken, ProcessError, JournalError).

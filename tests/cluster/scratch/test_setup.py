@@ -286,12 +286,33 @@ class TestRefused:
     def test_a_device_that_another_job_has(self, make_node: Any, disk: str) -> None:
         first, second = make_node(backing="block", device=disk), make_node(backing="block", device=disk)
         first.open()
-        with pytest.raises(NodeBroken, match="in use"):
+        with pytest.raises(Refused) as caught:
             second.open()
+        assert caught.value.rule == "scratch.busy", "the node would be drained for a job that came second"
         assert first.left() != []
         assert first.close().gone
         second.open()
         assert second.close().gone
+
+    def test_a_device_that_another_job_is_just_getting(self, make_node: Any, disk: str, hold: Any) -> None:
+        """Udev locks it for a look, too; what the lock was for is known once it is free."""
+        hold(f"import fcntl; fcntl.flock(os.open({disk!r}, os.O_RDONLY), 2)\nif os.fork(): os._exit(0)\n"
+             "print('ready', flush=True); time.sleep(2); os._exit(0)", uid=0)  # fmt: skip
+        node = make_node(backing="block", device=disk)
+        node.open()
+        assert node.close().gone
+
+    @pytest.mark.parametrize("uuid", ["", "CRYPT-PLAIN-secure-n1-8"])
+    def test_a_device_that_something_else_maps(self, make_node: Any, disk: str, uuid: str) -> None:
+        """A mapping that only has a name like ours is nobody's job."""
+        dmsetup = program("dmsetup")
+        options = ["--uuid", uuid] if uuid else []
+        run([dmsetup, "create", "secure-n1-7", *options, "--table", f"0 8192 linear {disk} 0"], timeout=20)
+        try:
+            with pytest.raises(NodeBroken, match="in use"):
+                make_node(backing="block", device=disk).open()
+        finally:
+            run([dmsetup, "remove", "secure-n1-7"], timeout=20)
 
     def test_a_device_that_is_mounted(self, make_node: Any, disk: str, base: Path) -> None:
         run([program("mkfs.ext4"), "-q", "-F", disk], timeout=60)
