@@ -28,9 +28,7 @@ def check_policy(policy: Raw) -> Findings:
     yield from _jurisdictions(policy)
     yield from _classes(policy)
     yield from _roles(policy)
-    known = set(_section(policy, "jurisdictions"))
-    for name, partition in _mappings(policy, "partitions"):
-        yield from _known(partition, ("partitions", name, "jurisdiction"), known, "jurisdiction")
+    yield from _partitions(policy)
 
 
 def _jurisdictions(policy: Raw) -> Findings:
@@ -70,9 +68,23 @@ def _classes(policy: Raw) -> Findings:
             yield ("classes", index, "default_scratch"), "default_scratch is larger than max_scratch"
 
 
+def _class_names(policy: Raw) -> set[str]:
+    names = {each.get("name") for each in _list(policy, "classes") if isinstance(each, dict)}
+    return {name for name in names if isinstance(name, str)}
+
+
+def _partitions(policy: Raw) -> Findings:
+    places, classes = set(_section(policy, "jurisdictions")), _class_names(policy)
+    for name, partition in _mappings(policy, "partitions"):
+        yield from _known(partition, ("partitions", name, "jurisdiction"), places, "jurisdiction")
+        where = ("partitions", name, "least_class")
+        yield from _known(partition, where, classes, "class")
+        if "least_class" in partition and partition.get("demand_tag") is not True:
+            yield where, "least_class without 'demand_tag: true': jobs without a tag would run there"
+
+
 def _roles(policy: Raw) -> Findings:
-    classes = {each.get("name") for each in _list(policy, "classes") if isinstance(each, dict)}
-    known = {"classes": {name for name in classes if isinstance(name, str)}}
+    known = {"classes": _class_names(policy)}
     known["jurisdictions"] = set(_section(policy, "jurisdictions"))
     for name, role in _mappings(policy, "roles"):
         for key, singular in (("classes", "class"), ("jurisdictions", "jurisdiction")):

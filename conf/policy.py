@@ -52,9 +52,13 @@ class Role:
 
 @attrs.frozen(kw_only=True)
 class Partition:
-    """What a partition demands. ``jurisdiction``: where its nodes and file systems are."""
+    """What a partition demands. ``jurisdiction``: where its nodes and file systems are.
+
+    ``least_class``: the weakest class whose jobs it takes, None: any. Only a partition that demands a tag has one.
+    """
 
     demand_tag: bool = False
+    least_class: forms.Name | None = None
     jurisdiction: forms.Name | None = None
 
 

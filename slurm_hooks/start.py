@@ -24,6 +24,7 @@ JUDGES = (
     judge_who.known_user,
     judge_place.residency,
     judge_place.partition,
+    judge_place.least_class,
     judge_place.routes,
     judge_tag.scratch,
     judge_who.role,

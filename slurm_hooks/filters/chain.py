@@ -31,6 +31,7 @@ SUBMIT_JUDGES: tuple[Judge, ...] = (
     judge_place.routes,
     judge_place.clean_strings,
     judge_place.partition,
+    judge_place.least_class,
     judge_who.role,
 )
 
@@ -41,6 +42,7 @@ MODIFY_JUDGES: tuple[Judge, ...] = (
     judge_tag.scratch,
     judge_place.clean_strings,
     judge_place.partition,
+    judge_place.least_class,
     judge_who.role,
 )
 

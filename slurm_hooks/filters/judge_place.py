@@ -34,16 +34,47 @@ def residency(job: SubmitJob, context: Context) -> Verdict:
 
 
 def partition(job: SubmitJob, context: Context) -> Verdict:
-    """``residency.partition``: no partition of another jurisdiction, nor one of several."""
-    if job.tag is None or job.tag.residency is None:
+    """``residency.partition``: no partition of another jurisdiction, nor one of several.
+
+    Where a tag is demanded, it must say the partition's jurisdiction: data is mounted there that stays in it.
+    """
+    if job.tag is None:
         return ALLOW
-    for name in job.partitions:
-        place = context.policy.partition(name).jurisdiction
-        if place is not None and place != job.tag.residency:
+    for name in job.partitions or context.policy.demanding_partitions():
+        demands = context.policy.partition(name)
+        place = demands.jurisdiction
+        if place is None or place == job.tag.residency:
+            continue
+        if job.tag.residency is not None:
             return Deny(
                 "residency.partition",
                 f"partition {quote(name)} is in {quote(place)}, the job's residency is {quote(job.tag.residency)}",
                 "choose a partition of the job's jurisdiction",
+            )
+        if demands.demand_tag:
+            return Deny(
+                "residency.partition",
+                f"partition {quote(name)} takes only jobs whose residency is {quote(place)}, and the tag names none",
+                f"add --secure-residency={place}, or choose another partition",
+            )
+    return ALLOW
+
+
+def least_class(job: SubmitJob, context: Context) -> Verdict:
+    """``partition.class``: the class must be as strong as every partition of the job demands.
+
+    Without that, whoever has a role for the weakest class would reach what is mounted for the strongest.
+    """
+    if job.tag is None:
+        return ALLOW
+    # not even the default is known: it may be any of those that demand something
+    for name in job.partitions or context.policy.demanding_partitions():
+        least = context.policy.partition(name).least_class
+        if least is not None and not context.policy.at_least(job.tag.klass, least):
+            return Deny(
+                "partition.class",
+                f"partition {quote(name)} takes class {quote(least)} or stronger, the job's is {quote(job.tag.klass)}",
+                f"submit it with --secure-class={least}, or to another partition",
             )
     return ALLOW
 

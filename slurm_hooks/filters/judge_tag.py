@@ -87,7 +87,15 @@ def _inherits(tag: Tag | None, partition: str, context: Context) -> Verdict:
             f"the job was submitted from a node of partition {quote(partition)}, where every job carries a tag",
             "submit it with secure-sbatch and the tag of the job that you are in, or from a login node",
         )
-    place = context.policy.partition(partition).jurisdiction
+    demands = context.policy.partition(partition)
+    if demands.least_class is not None and not context.policy.at_least(tag.klass, demands.least_class):
+        return Deny(
+            "tag.inherit",
+            f"the job was submitted from a node of partition {quote(partition)}, whose data needs class "
+            f"{quote(demands.least_class)} or stronger",
+            f"submit it with class {quote(demands.least_class)}, or from a login node",
+        )
+    place = demands.jurisdiction
     if place is not None and tag.residency != place:
         return Deny(
             "tag.inherit",

@@ -73,6 +73,20 @@ BROKEN = [
     ("us: {jurisdiction: us}", "us: {demand_tags: true}", ":15:8: ", "did you mean 'demand_tag'?"),
     ("us: {jurisdiction: us}", "us: [us]", ":15:7: ", "must be a mapping"),
     ("us: {jurisdiction: us}", '"u\'s": {jurisdiction: us}', ":15:3: ", "the key must be a partition name"),
+    ("us: {jurisdiction: us}", "us: {least_class: phi}", ":15:21: ", "least_class without 'demand_tag: true'"),
+    (
+        "us: {jurisdiction: us}",
+        "us: {demand_tag: false, least_class: phi}",
+        ":15:40: ",
+        "least_class without 'demand_tag: true'",
+    ),
+    (
+        "demand_tag: true",
+        "demand_tag: true, least_class: phy",
+        ":14:40: ",
+        "unknown class 'phy' (did you mean 'phi'?)",
+    ),
+    ("demand_tag: true", "demand_tag: true, least_class: [phi]", ":14:40: ", "must be a name"),
     ("demand_tag: true", 'demand_tag: "true"', ":14:21: ", "must be true or false, not the text 'true'"),
 ]
 
@@ -174,6 +188,20 @@ def test_the_tables(policy: Policy) -> None:
     assert policy.demanding_partitions() == ("phi",)
     assert policy.partition("us").jurisdiction == "us"
     assert policy.roles["phi-eu"].partitions is None
+
+
+def test_the_least_class_of_a_partition(written: Write, policy_text: str, policy: Policy) -> None:
+    strict = load_policy(written(policy_text.replace("demand_tag: true", "demand_tag: true, least_class: phi")))
+
+    assert strict.partition("phi").least_class == "phi"
+    assert policy.partition("phi").least_class is None
+    assert policy.partition("other").least_class is None
+
+
+def test_the_shipped_partition_for_health_data_takes_no_weaker_class(written: Write) -> None:
+    policy = load_policy(written(SHIPPED.read_bytes()))
+
+    assert {name: policy.partition(name).least_class for name in policy.demanding_partitions()} == {"phi": "phi"}
 
 
 def test_sizes_and_defaults_of_classes(policy: Policy) -> None:

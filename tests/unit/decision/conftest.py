@@ -43,7 +43,8 @@ def make_policy() -> Policy:
             "phi-eu": Role(groups=(EU,), classes=("phi",), jurisdictions=("eu",), partitions=("phi", "open")),
         },
         partitions={
-            "phi": Partition(demand_tag=True, jurisdiction="eu"),
+            "phi": Partition(demand_tag=True, least_class="phi", jurisdiction="eu"),
+            "lab": Partition(demand_tag=True, jurisdiction="eu"),
             "us": Partition(jurisdiction="us"),
         },
         hash="ab" * 32,

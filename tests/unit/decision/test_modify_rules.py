@@ -157,6 +157,37 @@ def test_a_plain_change_needs_no_group_members(modify: Decide, stored: Fields, p
     assert modify(stored, given=unknown, partition=b"open").rule == "rbac.snapshot"
 
 
+@pytest.fixture
+def weak(stored: Fields, signer: engine.Signer) -> Callable[[str | None], Fields]:
+    """A stored job of alice's with the weakest class."""
+
+    def make(residency: str | None) -> Fields:
+        made = record.Record(
+            "test", 1001, "alice", "internal", residency, None, "ab" * 8, record.new_nonce(), record.now()
+        )
+        extra = "secure-slurm:class=internal" + (f";residency={residency}" if residency else "")
+        signed = record.sign(made, signer.key)
+        return {
+            **stored,
+            "rec.extra": extra.encode(),
+            "rec.admin_comment": signed.encode(),
+            "rec.partition": b"open",
+            "rec.features": (residency or "").encode(),
+        }
+
+    return make
+
+
+def test_a_weak_job_is_not_moved_to_a_partition_for_strong_ones(
+    modify: Decide, weak: Callable[[str | None], Fields]
+) -> None:
+    assert modify(weak("eu"), partition=b"phi").rule == "partition.class"
+    assert modify(weak("eu"), partition=b"lab,phi", **ROOT).rule == "partition.class"
+    assert modify(weak(None), partition=b"lab").rule == "residency.partition"
+    assert modify(weak("us"), partition=b"lab", **ROOT).rule == "residency.partition"
+    assert modify(weak("eu"), partition=b"lab").allowed
+
+
 def test_a_move_is_judged_by_the_owners_roles(modify: Decide, stored: Fields, context: Context) -> None:
     lost = attrs.evolve(context.policy, roles={"all": context.policy.roles["all"]})
 

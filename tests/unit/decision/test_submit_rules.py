@@ -29,6 +29,8 @@ def lines(*script_lines: str) -> bytes:
     return "\n".join(script_lines).encode()
 
 
+WEAK_EU = extra("class=internal;residency=eu")
+
 REFUSED: list[tuple[str, Changes]] = [
     ("tag.syntax", {"extra": b"secure-slurm"}),
     ("tag.syntax", {"extra": b"my note about Secure-Slurm"}),
@@ -77,6 +79,16 @@ REFUSED: list[tuple[str, Changes]] = [
     ("residency.partition", {"partition": b"us"}),
     ("residency.partition", {"partition": b"phi,us"}),
     ("residency.partition", {"partition": None, "default_partition": b"us"}),
+    ("residency.partition", {"extra": extra("class=internal"), "partition": b"lab"}),
+    ("residency.partition", {"extra": extra("class=internal"), "partition": b"open,lab"}),
+    ("residency.partition", {"extra": extra("class=internal"), "partition": None, "default_partition": b"lab"}),
+    ("residency.partition", {"extra": extra("class=internal"), "partition": None, "default_partition": None}),
+    ("residency.partition", {"extra": extra("class=internal;residency=us"), "partition": b"lab"}),
+    ("partition.class", {"extra": WEAK_EU}),
+    ("partition.class", {"extra": WEAK_EU, "partition": b"open,phi"}),
+    ("partition.class", {"extra": WEAK_EU, "partition": None, "default_partition": b"phi"}),
+    ("partition.class", {"extra": WEAK_EU, "partition": None, "default_partition": None}),
+    ("tag.inherit", {"extra": WEAK_EU, "partition": b"open", "alloc_node": b"n1"}),
     ("scratch.required", {"extra": extra("class=raw"), "partition": b"open"}),
     ("scratch.too-large", {"extra": extra("class=phi;residency=eu;scratch=2T")}),
     ("scratch.too-large", {"extra": extra("class=bare;scratch=1M"), "partition": b"open"}),
@@ -145,6 +157,10 @@ ALLOWED: list[Changes] = [
     {"extra": extra("class=internal"), "user_name": b"bob", "partition": b"open"},
     {"extra": extra("class=internal;residency=us"), "partition": b"us"},
     {"extra": extra("class=raw;scratch=1G"), "partition": b"gpu"},
+    {"extra": WEAK_EU, "partition": b"lab"},
+    # stronger than the partition asks for
+    {"extra": extra("class=raw;residency=eu;scratch=1G"), "partition": b"phi"},
+    {"extra": extra("class=raw;residency=eu;scratch=1G"), "partition": b"open", "alloc_node": b"n1"},
 ]
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.errors import Refused
-from conf.policy import Policy
+from conf.policy import Partition, Policy
 from keys.secret import Secret
 from slurm_hooks import constraint, record, wire
 from slurm_hooks.filters.verdict import Context
@@ -82,9 +82,25 @@ def test_a_class_that_needs_neither_place_nor_scratch(context: Context) -> None:
     free = decided(klass="internal", residency=None, scratch=None)
     free = attrs.evolve(free, strings={**free.strings, "features": "anything[*"})
 
-    job = judge_start(free, "test", KEY, context)
-
+    # where a tag is demanded and the partition has a place, the tag must say it
+    assert rule_of(free, context) == "residency.partition"
+    job = judge_start(free, "test", KEY, with_partition(context, Partition(jurisdiction="eu")))
     assert (job.residency, job.scratch) == ("", 0)
+
+
+def with_partition(context: Context, phi: Partition) -> Context:
+    """The same policy, but for the partition of the job."""
+    policy = attrs.evolve(context.policy, partitions={**context.policy.partitions, "phi": phi})
+    return context._replace(policy=policy)
+
+
+def test_a_partition_that_takes_stronger_classes_only_by_now(context: Context) -> None:
+    strict = with_partition(context, Partition(demand_tag=True, least_class="phi", jurisdiction="eu"))
+    weak = decided(klass="internal", scratch=None)
+
+    assert rule_of(weak, strict) == "partition.class"
+    assert judge_start(weak, "test", KEY, context).klass == "internal"
+    assert judge_start(REQUEST, "test", KEY, strict).klass == "phi"
 
 
 @pytest.mark.parametrize(
