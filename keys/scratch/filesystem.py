@@ -14,6 +14,7 @@ from keys.process import program
 from keys.scratch.errors import NodeBroken
 from keys.scratch.mounts import below, mounts
 from keys.scratch.paths import open_directory
+from keys.scratch.unmount import unmount as unmount_point
 
 if TYPE_CHECKING:
     from keys.process import Budget
@@ -98,9 +99,11 @@ def mount(names: ScratchNames, filesystem: str, budget: Budget) -> None:
 def unmount(point: str, budget: Budget, *, cap: float = _STEP) -> None:
     """Unmount what is mounted at ``point``; never lazily, since a lazy unmount says "gone" of what is still in use.
 
+    Not by umount(8): it gives the kernel the whole path, and for root it follows links (keys/scratch/unmount.py).
+
     :raises ProcessError: it is busy, or there was too much left to write for the time given (``cap`` seconds).
     """
-    budget.run([program("umount"), "-i", "-c", "--", point], cap=cap)
+    unmount_point(point, timeout=min(cap, budget.left()), stop=budget.stop)
 
 
 def unmount_all(names: ScratchNames, budget: Budget) -> None:

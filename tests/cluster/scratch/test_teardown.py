@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from keys.process import Budget, program, run
-from keys.scratch import crypt, teardown, volume
+from keys.scratch import crypt, filesystem, teardown, volume
 from keys.scratch.errors import NodeBroken, ScratchLeft
 from keys.scratch.mounts import mounts
 from keys.scratch.teardown import close_scratch
@@ -309,6 +309,29 @@ class TestHeld:
         report = node.close()
         assert report.gone
         assert not report.wiped
+
+    def test_by_a_mount_inside_it_on_a_way_that_is_swapped_for_a_link(
+        self, node: Any, base: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A process of the job that lives on may do this between root's look and root's act."""
+        folder, victim = Path(node.open().path) / "folder", base / "victim"
+        for mounted in (folder / "inner", victim / "inner"):
+            mounted.mkdir(parents=True)
+            run([program("mount"), "-t", "tmpfs", "tmpfs", str(mounted)], timeout=20)
+        real = filesystem.unmount
+
+        def swap(*arguments: Any, **options: Any) -> None:
+            if not folder.is_symlink():
+                folder.rename(folder.with_name("moved"))
+                folder.symlink_to(victim)
+            real(*arguments, **options)
+
+        monkeypatch.setattr(filesystem, "unmount", swap)
+        report = node.close()
+        assert [mount.point for mount in mounts() if mount.point == str(victim / "inner")], "root unmounted another's"
+        assert report.gone
+        monkeypatch.undo()
+        filesystem.unmount(str(victim / "inner"), Budget(20))
 
     def test_by_a_bind_mount_elsewhere(self, node: Any, base: Path) -> None:
         info = node.open()
