@@ -178,6 +178,7 @@ def _merged(asked: change.Change, kept: record.Record, context: Context, allowed
         user_name=kept.user,
         strings=texts,
         partitions=partitions(asked.asked_text("partition") or asked.stored_text("partition")),
+        forced_sharing=asked.forced_sharing,
         cut=asked.cut & asked.asked.keys(),
         tag=allowed.tag,
     )

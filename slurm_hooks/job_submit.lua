@@ -43,6 +43,7 @@ local NUMBERS = {
   },
   [NO_VAL64] = { "min_mem_per_cpu", "min_mem_per_node" },
 }
+local SHARED_FORCE = 32768 -- slurm.h: the bit of a partition's max_share
 -- Numbers for which zero means "unset" too, or in some versions instead.
 local NUMBERS_NOT_ZERO = { "argc", "begin_time", "end_time", "immediate", "ntasks_per_board", "ntasks_per_tres",
   "segment_size" }
@@ -432,15 +433,36 @@ local function collect_environment(fields, job)
   end
 end
 
--- The default partition, and the nodes of each partition that demands a tag (only those that this user may use).
-local function collect_partitions(fields, part_list)
-  local demanding = {}
-  if type(part_list) ~= "table" then
-    return demanding
+-- Whether jobs of a partition cannot have nodes of their own: OverSubscribe=FORCE outdoes --exclusive (cons_tres).
+-- A partition that is not known, or does not say, counts as one. Lua 5.1 has no operators for bits.
+local function shares_by_force(part)
+  local share = part and part.max_share
+  return type(share) ~= "number" or math.floor(share / SHARED_FORCE) % 2 == 1
+end
+
+-- Those of the job's partitions (all, when not even the default is known) that share their nodes by force.
+local function collect_sharing(fields, known, partitions)
+  local found = {}
+  if partitions == "" then
+    for name, part in pairs(known) do
+      found[#found + 1] = shares_by_force(part) and name or nil
+    end
   end
-  local lines = {}
-  for key, part in pairs(part_list) do
+  for name in string.gmatch(partitions, "[^,]+") do
+    found[#found + 1] = shares_by_force(known[name]) and name or nil
+  end
+  if #found > 0 then
+    put(fields, "forced_sharing", table.concat(found, ","))
+  end
+end
+
+-- The default partition, the nodes of each partition that demands a tag, and where nodes are shared by force. The list
+-- has only the partitions that the job's owner may use. `stored`: the partitions of a job that is changed.
+local function collect_partitions(fields, part_list, stored)
+  local demanding, known, lines = {}, {}, {}
+  for key, part in pairs(type(part_list) == "table" and part_list or {}) do
     local name = part.name or key
+    known[name] = part
     if part.flag_default == true or (type(part.flag_default) == "number" and part.flag_default ~= 0) then
       put(fields, "default_partition", name)
     end
@@ -453,6 +475,8 @@ local function collect_partitions(fields, part_list)
   if #lines > 0 then
     put(fields, "demand_nodes", table.concat(lines, "\n"), NODES_LIMIT)
   end
+  local asked = fields.partition ~= "" and fields.partition or stored
+  collect_sharing(fields, known, asked or fields.default_partition or "")
   return demanding
 end
 
@@ -645,7 +669,7 @@ local function modify(job, record, part_list, modify_uid)
   for _, name in ipairs(RECORD) do
     put_any(fields, "rec." .. name, record[name])
   end
-  collect_partitions(fields, part_list)
+  collect_partitions(fields, part_list, fields["rec.partition"])
   local answer, problem = ask(fields)
   if not answer then
     return unanswered(problem, modify_trace(fields), "modification")

@@ -33,6 +33,7 @@ SUBMIT_JUDGES: tuple[Judge, ...] = (
     judge_place.partition,
     judge_place.least_class,
     judge_who.role,
+    judge_place.sharing,
 )
 
 # What a change of place is judged by: whoever asks for it, the job's owner is the one whose roles count.
@@ -44,6 +45,7 @@ MODIFY_JUDGES: tuple[Judge, ...] = (
     judge_place.partition,
     judge_place.least_class,
     judge_who.role,
+    judge_place.sharing,
 )
 
 NO_VERDICT = Deny("engine.no-verdict", "nothing decided about this job, so it is refused", "tell an admin")

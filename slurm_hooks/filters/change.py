@@ -29,7 +29,7 @@ PLAIN = frozenset(
 PLACE = frozenset({"features", "prefer", "partition"})
 # An operator who is neither the owner nor root may hold, release and order jobs.
 OPERATOR = frozenset({"priority", "nice"})
-_PROTOCOL = frozenset({"verb", "nonce", "modify_uid", "default_partition", "demand_nodes"})
+_PROTOCOL = frozenset({"verb", "nonce", "modify_uid", "default_partition", "demand_nodes", "forced_sharing"})
 # Filled in by slurmctld or by its API in every request, whatever was asked
 _NOT_ASKED = frozenset({"user_name", "het_job_offset", "argc", "alloc_node"})
 _MAX_SUFFIX = 4096
@@ -44,6 +44,7 @@ class Change:
     stored: Mapping[str, bytes]
     cut: frozenset[str]
     demand_nodes: Mapping[str, str] = attrs.field(factory=dict)
+    forced_sharing: tuple[str, ...] = ()
 
     def asked_text(self, name: str) -> str | None:
         """A text that was asked for; None when it is not to change."""
@@ -78,6 +79,7 @@ def from_fields(fields: Mapping[str, bytes]) -> Change:
         stored=stored,
         cut=cut_fields(fields),
         demand_nodes=demand_nodes(fields),
+        forced_sharing=partitions(optional_text(fields, "forced_sharing")),
     )
 
 

@@ -58,7 +58,8 @@ class SubmitJob:
     """One submission, or one stored job merged with a change to it. ``None`` is unset.
 
     ``strings`` are the user's texts by Slurm's name, ``cut`` the fields that were too long to be sent whole,
-    ``demand_nodes`` the node list of each partition that demands a tag, ``changes`` what Slurm is told to set.
+    ``demand_nodes`` the node list of each partition that demands a tag, ``forced_sharing`` those of its partitions
+    where no job has nodes of its own, ``changes`` what Slurm is told to set.
     ``partitions`` is resolved: empty means that not even the default is known.
     """
 
@@ -73,6 +74,7 @@ class SubmitJob:
     environment: Mapping[str, str] = attrs.field(factory=dict)
     alloc_node: str | None = None
     demand_nodes: Mapping[str, str] = attrs.field(factory=dict)
+    forced_sharing: tuple[str, ...] = ()
     shared: int | None = None
     requeue: int | None = None
     het_offset: int | None = None
@@ -110,6 +112,7 @@ def from_fields(fields: Mapping[str, bytes]) -> SubmitJob:
         environment={name: loose_text(fields[name]) for name in _ENVIRONMENT if name in fields},
         alloc_node=optional_text(fields, "alloc_node"),
         demand_nodes=demand_nodes(fields),
+        forced_sharing=partitions(optional_text(fields, "forced_sharing")),
         shared=number(fields, "shared"),
         requeue=number(fields, "requeue"),
         het_offset=number(fields, "het_job_offset"),

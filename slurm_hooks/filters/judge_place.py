@@ -79,6 +79,23 @@ def least_class(job: SubmitJob, context: Context) -> Verdict:
     return ALLOW
 
 
+def sharing(job: SubmitJob, context: Context) -> Verdict:
+    """``partition.sharing``: a class with nodes of its own runs in no partition that has OverSubscribe=FORCE.
+
+    There ``shared=0``, which the chain sets, has no effect (cons_tres asks the partition first), and another job of the
+    same user on the node would read the mounted scratch.
+    """
+    data_class = None if job.tag is None else context.policy.data_class(job.tag.klass)
+    if job.tag is None or not job.forced_sharing or (data_class is not None and not data_class.exclusive_nodes):
+        return ALLOW
+    return Deny(
+        "partition.sharing",
+        f"class {quote(job.tag.klass)} needs whole nodes, and partition {quote(job.forced_sharing[0])} shares them by "
+        "force (OverSubscribe=FORCE), or is none that the job's owner may use",
+        "choose another partition, or ask an admin for one without OverSubscribe=FORCE",
+    )
+
+
 def expansion(dependency: str | None) -> Verdict:
     """``route.dependency-expand``: no job, tagged or not, hands its nodes to another.
 

@@ -52,8 +52,13 @@ function repeated(text, count)
 end
 
 parts = {
-  open = { name = "open", flag_default = 1, nodes = "n[1-9]" },
-  phi = { name = "phi", flag_default = 0, nodes = "p[01-04],q-st-[1-2],solo" },
+  open = { name = "open", flag_default = 1, nodes = "n[1-9]", max_share = 1 },
+  phi = { name = "phi", flag_default = 0, nodes = "p[01-04],q-st-[1-2],solo", max_share = 0 },
+  four = { name = "four", flag_default = 0, nodes = "n[1-9]", max_share = 4 },
+  -- OverSubscribe=FORCE:4 and FORCE:1
+  force = { name = "force", flag_default = 0, nodes = "n[1-9]", max_share = 32772 },
+  force1 = { name = "force1", flag_default = 0, nodes = "n[1-9]", max_share = 32769 },
+  silent = { name = "silent", flag_default = 0, nodes = "n[1-9]" },
 }
 
 local ok, result = pcall(dofile, arg[1])

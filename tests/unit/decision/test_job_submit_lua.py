@@ -568,6 +568,47 @@ def test_unset_values_are_not_sent(lua: Filter, daemon: Daemon) -> None:
     assert daemon.requests[0]["default_partition"] == b"open"
 
 
+@pytest.mark.parametrize(
+    ("job", "sent"),
+    [
+        ("partition = 'force'", b"force"),
+        ("partition = 'force1'", b"force1"),
+        ("partition = 'phi,force,four,force1'", b"force,force1"),
+        # unknown counts as the worst: it does not say, or the owner may not use it
+        ("partition = 'silent'", b"silent"),
+        ("partition = 'nowhere'", b"nowhere"),
+        ("partition = 'phi'", None),
+        ("partition = 'open,four'", None),
+        ("partition = ''", None),
+        ("", None),
+    ],
+)
+def test_partitions_that_share_their_nodes_by_force(lua: Filter, daemon: Daemon, job: str, sent: bytes | None) -> None:
+    lua.start().submit(job)
+
+    assert daemon.requests[0].get("forced_sharing") == sent
+
+
+def test_the_default_partition_may_share_by_force(lua: Filter, daemon: Daemon) -> None:
+    default = "{force = {name = 'force', flag_default = 1, nodes = 'n1', max_share = 32772}, open = parts.open}"
+    lua.start().submit(parts=default.replace("open = parts.open", ""))
+    # no default: whatever there is
+    lua.submit(parts="{force = parts.force, phi = parts.phi}")
+    lua.submit(parts="{phi = parts.phi}")
+    lua.submit("partition = 'phi'", parts="nil")
+
+    assert [fields.get("forced_sharing") for fields in daemon.requests] == [b"force", b"force", None, b"phi"]
+
+
+def test_a_changed_job_in_a_partition_that_shares_by_force(lua: Filter, daemon: Daemon) -> None:
+    lua.start().modify("partition = 'force'")
+    lua.modify("features = 'a'", "partition = 'force'")
+    lua.modify("partition = 'phi'", "partition = 'force'")
+    lua.modify("features = 'a'")
+
+    assert [fields.get("forced_sharing") for fields in daemon.requests] == [b"force", b"force", None, None]
+
+
 def test_numbers_and_truths(lua: Filter, daemon: Daemon) -> None:
     lua.start().submit("min_nodes = 3, shared = 0, het_job_offset = 0, time_limit = 4294967295, cron_job = true")
     lua.submit("cron_job = false, argc = 2, priority = 0")

@@ -59,6 +59,9 @@ TAGGED_REFUSED: list[tuple[str, Changes]] = [
     ("residency.partition", {"partition": b"us"}),
     ("residency.partition", {"partition": b"us", **ROOT}),
     ("role.partition", {"partition": b"gpu"}),
+    ("partition.sharing", {"partition": b"open", "forced_sharing": b"open"}),
+    ("partition.sharing", {"partition": b"open", "forced_sharing": b"open", **ROOT}),
+    ("partition.sharing", {"features": b"a", "forced_sharing": b"phi"}),
     ("input.control-characters", {"name": b"a\nb"}),
     ("input.control-characters", {"comment": b"a\x1bb"}),
     ("input.control-characters", {"partition": b"open", "comment": b"a\x1bb"}),
@@ -98,6 +101,8 @@ def test_refused_for_a_tagged_job(modify: Decide, stored: Fields, rule: str, cha
         ({"priority": b"4294967295", **ROOT}, {}),
         ({"min_nodes": b"1", "max_nodes": b"2", "min_mem_per_node": b"100", "mail_type": b"3"}, {}),
         ({"requeue": b"1"}, {}),
+        # it has to be possible to hold it, wherever it is
+        ({"priority": b"0", "forced_sharing": b"phi"}, {}),
         ({"extra": b"secure-slurm:class=phi;residency=eu;scratch=1073741824"}, {}),
         # what scontrol sends with every change, on 24.11 and 26.05
         ({"user_id": b"1001", "user_name": b"alice", "het_job_offset": b"0", "alloc_node": b"n1"}, {}),
@@ -242,6 +247,7 @@ def test_refused_for_an_untagged_job(modify: Decide, rule: str, changed: Changes
     [
         {},
         {"partition": b"us"},
+        {"partition": b"us", "forced_sharing": b"us"},
         {"extra": b"note"},
         {"extra": b""},
         {"features": b"a*2"},

@@ -89,6 +89,9 @@ REFUSED: list[tuple[str, Changes]] = [
     ("partition.class", {"extra": WEAK_EU, "partition": None, "default_partition": b"phi"}),
     ("partition.class", {"extra": WEAK_EU, "partition": None, "default_partition": None}),
     ("tag.inherit", {"extra": WEAK_EU, "partition": b"open", "alloc_node": b"n1"}),
+    ("partition.sharing", {"forced_sharing": b"phi"}),
+    ("partition.sharing", {"partition": b"phi,open", "forced_sharing": b"open"}),
+    ("partition.sharing", {"shared": b"0", "forced_sharing": b"phi"}),
     ("scratch.required", {"extra": extra("class=raw"), "partition": b"open"}),
     ("scratch.too-large", {"extra": extra("class=phi;residency=eu;scratch=2T")}),
     ("scratch.too-large", {"extra": extra("class=bare;scratch=1M"), "partition": b"open"}),
@@ -158,6 +161,9 @@ ALLOWED: list[Changes] = [
     {"extra": extra("class=internal;residency=us"), "partition": b"us"},
     {"extra": extra("class=raw;scratch=1G"), "partition": b"gpu"},
     {"extra": WEAK_EU, "partition": b"lab"},
+    # this class shares its nodes anyway
+    {"extra": WEAK_EU, "partition": b"lab", "forced_sharing": b"lab"},
+    {"forced_sharing": b""},
     # stronger than the partition asks for
     {"extra": extra("class=raw;residency=eu;scratch=1G"), "partition": b"phi"},
     {"extra": extra("class=raw;residency=eu;scratch=1G"), "partition": b"open", "alloc_node": b"n1"},
@@ -188,6 +194,7 @@ def test_allowed(submit: Decide, fields: Fields, changed: Changes) -> None:
         {"admin_comment": b"a note of root's"},
         {"script_lines": b"#SECURELY"},
         {"alloc_node": b"n3"},
+        {"forced_sharing": b"open"},
         {"alloc_node": None},
     ],
 )
