@@ -533,9 +533,15 @@ local function in_hosts(name, list)
   return depth ~= 0
 end
 
+-- A host without a name: reverse DNS failed, and slurmctld took the address. It may be any node.
+local function is_nameless(host)
+  return type(host) ~= "string" or host == "" or string.find(host, ":", 1, true) ~= nil
+    or string.find(host, "^%d+%.%d+%.%d+%.%d+$") ~= nil
+end
+
 local function from_demanding_node(host, demanding)
-  if type(host) ~= "string" then
-    return true
+  if is_nameless(host) then
+    return next(config.demand) ~= nil
   end
   local short = string.match(host, "^[^.]+") or host
   for _, nodes in pairs(demanding) do

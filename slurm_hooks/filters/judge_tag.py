@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from conf.errors import UsageError
 from conf.quote import quote
 from conf.tag import Tag
@@ -11,6 +13,8 @@ from slurm_hooks.filters import asked
 from slurm_hooks.filters.job import SubmitJob
 from slurm_hooks.filters.verdict import ALLOW, Context, Deny, Verdict
 from slurm_hooks.hostlist import contains
+
+_IPV4 = re.compile(r"[0-9]+(?:\.[0-9]+){3}", re.ASCII)
 
 
 def asked_tag(job: SubmitJob, context: Context) -> Verdict:
@@ -65,19 +69,31 @@ def demanded_tag(job: SubmitJob, context: Context) -> Verdict:
 
 
 def inherited_tag(job: SubmitJob, context: Context) -> Verdict:
-    """``tag.inherit``: what is submitted from a node where protected data is mounted must be tagged, and stay there."""
-    if job.alloc_node is None:
-        return ALLOW
+    """``tag.inherit``: what is submitted from a node where protected data is mounted must be tagged, and stay there.
+
+    A host without a name may be any node. slurmctld names hosts by reverse DNS, and writes the address when that fails.
+    """
     for partition, nodes in job.demand_nodes.items():
-        try:
-            inside = _is_among(job.alloc_node, nodes)
-        except UsageError:
-            inside = True
-        if inside:
-            verdict = _inherits(job.tag, partition, context)
-            if verdict is not ALLOW:
-                return verdict
+        nameless = _is_nameless(job.alloc_node)
+        if not nameless and not _is_among(job.alloc_node or "", nodes):
+            continue
+        verdict = _inherits(job.tag, partition, context)
+        if isinstance(verdict, Deny):
+            return _without_a_name(verdict, job.alloc_node) if nameless else verdict
     return ALLOW
+
+
+def _is_nameless(host: str | None) -> bool:
+    return not host or ":" in host or _IPV4.fullmatch(host) is not None
+
+
+def _without_a_name(verdict: Deny, host: str | None) -> Deny:
+    shown = f"a host of which only the address {quote(host)} is known" if host else "a host that is not known"
+    return Deny(
+        verdict.rule,
+        f"the job was submitted from {shown}, so it is judged as one from a node: {verdict.message}",
+        f"tell an admin to correct the reverse DNS of that host on the head node; until then {verdict.advice}",
+    )
 
 
 def _inherits(tag: Tag | None, partition: str, context: Context) -> Verdict:
@@ -108,7 +124,10 @@ def _inherits(tag: Tag | None, partition: str, context: Context) -> Verdict:
 def _is_among(host: str, nodes: str) -> bool:
     if nodes.lower() == "all":
         return True
-    return contains(nodes, host) or contains(nodes, host.partition(".")[0])
+    try:
+        return contains(nodes, host) or contains(nodes, host.partition(".")[0])
+    except UsageError:
+        return True
 
 
 def scratch(job: SubmitJob, context: Context) -> Verdict:

@@ -734,6 +734,10 @@ def test_untagged_jobs_pass_when_the_daemon_is_down_if_the_admin_says_so(lua: Fi
         "alloc_node = 'q-st-2'",
         "alloc_node = 'solo'",
         "alloc_node = false",
+        "alloc_node = ''",
+        "alloc_node = '10.0.0.5'",
+        "alloc_node = 'fd00::5'",
+        "alloc_node = '::ffff:10.0.0.5'",
         "dependency = 'expand:17'",
         "dependency = 'afterok:1,Expand:17'",
         "dependency = repeated('afterok:1,', 20000) .. 'expand:17'",
@@ -787,11 +791,19 @@ def test_what_is_unknown_is_refused_when_the_daemon_is_down(lua: Filter, daemon:
     assert lua.start(when_down="allow").submit(parts=parts).refused
 
 
-@pytest.mark.parametrize("node", ["p1", "p001", "p00", "p05", "q-st-3", "solo1", "p01x", "p", "xp01"])
+@pytest.mark.parametrize("node", ["p1", "p001", "p00", "p05", "q-st-3", "solo1", "p01x", "p", "xp01", "10-0-0-5.x"])
 def test_hosts_that_are_not_in_the_list(lua: Filter, daemon: Daemon, node: str) -> None:
     daemon.stop()
 
     assert lua.start(when_down="allow").submit(f"alloc_node = '{node}'").allowed
+
+
+@pytest.mark.parametrize("node", ["10.0.0.5", "fd00::5"])
+def test_an_address_is_of_no_matter_where_nothing_is_demanded(lua: Filter, daemon: Daemon, node: str) -> None:
+    daemon.stop()
+    lua.start(when_down="allow", patch=("config = read_config()", "config = read_config(); config.demand = {}"))
+
+    assert lua.submit(f"alloc_node = '{node}'").allowed
 
 
 def test_a_refusal_of_the_daemon_is_not_down(lua: Filter, daemon: Daemon) -> None:

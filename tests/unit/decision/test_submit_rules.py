@@ -63,6 +63,13 @@ REFUSED: list[tuple[str, Changes]] = [
     ("tag.missing", {"extra": None, "partition": b"open", "env__secure_class": b"phi"}),
     ("tag.inherit", {"extra": None, "partition": b"open", "alloc_node": b"n2"}),
     ("tag.inherit", {"extra": None, "partition": b"open", "alloc_node": b"n2.cluster.example"}),
+    ("tag.inherit", {"extra": None, "partition": b"open", "alloc_node": None}),
+    ("tag.inherit", {"extra": None, "partition": b"open", "alloc_node": b""}),
+    ("tag.inherit", {"extra": None, "partition": b"open", "alloc_node": b"10.0.0.5"}),
+    ("tag.inherit", {"extra": None, "partition": b"open", "alloc_node": b"fd00::5"}),
+    ("tag.inherit", {"extra": None, "partition": b"open", "alloc_node": b"::ffff:10.0.0.5"}),
+    ("tag.inherit", {"extra": None, "partition": b"open", "alloc_node": b"fe80::1%eth0"}),
+    ("tag.inherit", {"extra": extra("class=internal;residency=us"), "partition": b"us", "alloc_node": b"10.0.0.5"}),
     ("tag.inherit", {"extra": None, "partition": b"open", "demand_nodes": b"phi=ALL"}),
     ("tag.inherit", {"extra": None, "partition": b"open", "demand_nodes": b"phi=n[1-"}),
     ("tag.inherit", {"extra": extra("class=internal"), "partition": b"open", "alloc_node": b"n1"}),
@@ -152,6 +159,9 @@ ALLOWED: list[Changes] = [
     {"env__secure_class": b"phi", "env__secure_residency": b"eu", "env__secure_scratch_size": b"200M"},
     {"env__secure_class": b""},
     {"alloc_node": b"n1"},
+    {"alloc_node": b"10.0.0.5"},
+    {"alloc_node": b"fd00::5"},
+    {"alloc_node": None},
     {"dependency": b"afterok:17"},
     {"clusters": b""},
     {"features": b"big|small"},
@@ -194,8 +204,10 @@ def test_allowed(submit: Decide, fields: Fields, changed: Changes) -> None:
         {"admin_comment": b"a note of root's"},
         {"script_lines": b"#SECURELY"},
         {"alloc_node": b"n3"},
+        {"alloc_node": b"10-0-0-5.example"},
+        {"alloc_node": None, "demand_nodes": None},
+        {"alloc_node": b"10.0.0.5", "demand_nodes": None},
         {"forced_sharing": b"open"},
-        {"alloc_node": None},
     ],
 )
 def test_a_job_that_demands_nothing_is_not_touched(submit: Decide, plain: Fields, changed: Changes) -> None:
@@ -203,6 +215,15 @@ def test_a_job_that_demands_nothing_is_not_touched(submit: Decide, plain: Fields
 
     assert (decision.allowed, decision.rule) == (True, "allow.untagged"), decision
     assert decision.answer() == {"verdict": "allow", "rule": "allow.untagged"}
+
+
+@pytest.mark.parametrize("host", [b"10.0.0.5", b"fd00::5", None])
+def test_a_host_without_a_name_is_told_what_to_correct(submit: Decide, plain: Fields, host: bytes | None) -> None:
+    decision = submit(plain, alloc_node=host)
+
+    assert decision.rule == "tag.inherit"
+    assert "reverse DNS" in decision.advice
+    assert (host or b"not known").decode() in decision.message
 
 
 def test_what_is_set_for_a_batch_job(submit: Decide, fields: Fields, signer: engine.Signer) -> None:
