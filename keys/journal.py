@@ -22,7 +22,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from conf.errors import InternalError, Refused
-from keys.scratch.errors import UnsafePath
+from keys.scratch.errors import JobEnded, UnsafePath
 from keys.scratch.paths import open_directory
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ class Journal:
         self._path = f"{run_dir.rstrip('/')}/journal"
 
     def claim_incarnation(self, job: int, incarnation: str) -> None:
-        """Use up an incarnation: a grant is good for one start on one node.
+        """Use up an incarnation: a grant is good for one start on one node. It becomes the one that may start here,
+        until :meth:`revoke` or the claim of another (:meth:`check_claim`).
 
         :raises Refused: ``grant.seen`` when it was used before; ``grant.incarnation`` when it is none.
         :raises JournalError: it cannot be written down, so that a replay would not be noticed.
@@ -91,7 +92,7 @@ class Journal:
         _check_job(job)
         if not _INCARNATION.fullmatch(incarnation):
             raise Refused("grant.incarnation", f"the grant of job {job} names no incarnation")
-        with self._created(), self._created("seen") as seen:
+        with self._created() as folder, self._created("seen") as seen:
             try:
                 os.close(os.open(incarnation, _CREATE, 0o600, dir_fd=seen))
                 os.fsync(seen)
@@ -103,6 +104,38 @@ class Journal:
                 ) from None
             except OSError as error:
                 raise JournalError(f"cannot write {self._path}/seen: {error.strerror}") from None
+            self._replace(folder, f"{job}.claim", incarnation.encode("ascii"))
+
+    def check_claim(self, job: int, incarnation: str) -> None:
+        """Make sure that a claimed incarnation may still start: a hook that outlived its slurmd may come too late.
+
+        :raises JobEnded: it was revoked, or another was claimed since, or it never was.
+        :raises JournalError: that cannot be told.
+        """
+        name = f"{_check_job(job)}.claim"
+        claimed = b""
+        with self._opened() as folder, contextlib.suppress(FileNotFoundError):
+            try:
+                descriptor = -1 if folder is None else os.open(name, _READ, dir_fd=folder)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                raise JournalError(f"cannot read {self._path}/{name}: {error.strerror}") from None
+            if descriptor >= 0:
+                with os.fdopen(descriptor, "rb") as file:
+                    claimed = file.read(_MAX_BYTES)
+        if not incarnation or claimed != incarnation.encode("ascii", "replace"):
+            raise JobEnded(f"job {job} was torn down on this node, or started again, after this start of it had begun")
+
+    def revoke(self, job: int) -> None:
+        """Have no start go on that has claimed its incarnation; may be called again.
+
+        :raises JournalError: the journal cannot be trusted. :raises OSError: it cannot be written to.
+        """
+        name = f"{_check_job(job)}.claim"
+        with self._opened() as folder, contextlib.suppress(FileNotFoundError):
+            if folder is not None:
+                os.unlink(name, dir_fd=folder)
 
     def read(self, job: int) -> Record | None:
         """What is written of a job; None when nothing is.
@@ -142,20 +175,23 @@ class Journal:
         record = record._replace(created=record.created or now, changed=now)
         name = f"{_check_job(record.job)}.json"
         text = json.dumps({"v": 1} | record._asdict(), sort_keys=True).encode("ascii") + b"\n"
-        temporary = f".{record.job}.{os.getpid()}.tmp"
         with self._created() as folder:
-            try:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary, dir_fd=folder)
-                with os.fdopen(os.open(temporary, _CREATE, 0o600, dir_fd=folder), "wb") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-                os.fsync(folder)
-            except OSError as error:
-                raise JournalError(f"cannot write {self._path}/{name}: {error.strerror}") from None
+            self._replace(folder, name, text)
         return record
+
+    def _replace(self, folder: int, name: str, text: bytes) -> None:
+        temporary = f".{name.partition('.')[0]}.{os.getpid()}.tmp"
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=folder)
+            with os.fdopen(os.open(temporary, _CREATE, 0o600, dir_fd=folder), "wb") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.fsync(folder)
+        except OSError as error:
+            raise JournalError(f"cannot write {self._path}/{name}: {error.strerror}") from None
 
     def remove(self, job: int) -> None:
         """Forget a job; may be called again."""
@@ -173,7 +209,10 @@ class Journal:
         return sorted(int(match[1]) for match in map(_FILE.fullmatch, names) if match)
 
     def prune(self, now: float | None = None) -> None:
-        """Forget jobs destroyed more than seven days ago, and incarnations used more than forty days ago."""
+        """Forget jobs destroyed more than seven days ago, and incarnations used more than forty days ago.
+
+        A claim stays as long as its job may run: its Epilog takes it away, or the reboot.
+        """
         now = time.time() if now is None else now
         for job in self.jobs():
             with contextlib.suppress(JournalError):

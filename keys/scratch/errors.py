@@ -25,6 +25,13 @@ class UnsafePath(NodeBroken):
     """A folder that root works in could be changed by somebody else, or is not a folder."""
 
 
+class JobEnded(InternalError):
+    """A start that may no longer give its job anything: the job was torn down here since, or started anew.
+
+    Not a Refused: for that the Prolog holds the job by its number, which by now may be a later start's that runs.
+    """
+
+
 class ScratchLeft(NodeBroken):
     """A tear-down ended and something is still there. ``report`` says what was done and what is left."""
 

@@ -61,9 +61,10 @@ def open_scratch(
     :param seconds: for everything together.
     :raises ScratchTooLarge: ``scratch.no-space``: the job's fault, the node is well.
     :raises Refused: ``scratch.too-small``, ``scratch.root``, ``scratch.busy``.
+    :raises JobEnded: a tear-down of the job, or another start of it, came after this incarnation was claimed.
     :raises Interrupted: SIGTERM, SIGINT or SIGHUP came, and the caller had no handler for it. A handler of the caller's
         (SIGALRM's, say) is run between two steps instead of inside one; what it raises undoes everything as well.
-    :raises InternalError: the node is broken (NodeBroken, ProcessError, JournalError).
+    :raises InternalError: otherwise: the node is broken (NodeBroken, ProcessError, JournalError).
     """
     try:
         check_plan(plan)
@@ -143,6 +144,7 @@ class _SetUp:
         self._record = Record(plan.job, plan.node, plan.uid)
 
     def run(self, record: Record, key: Secret) -> ScratchInfo:
+        self._journal.check_claim(record.job, record.incarnation)
         self._heal()
         self._record = self._journal.write(record)
         try:
@@ -171,7 +173,7 @@ class _SetUp:
         """Take down what an earlier start of this job left; refuse what nobody knows of."""
         if self._earlier():
             report = Report(self._plan.node, self._plan.job)
-            close_locked(self._journal, self._names, report, patience=self._budget.left())
+            close_locked(self._journal, self._names, report, patience=self._budget.left(), revoke=False)
         left = verify_gone(self._names)
         if left:
             raise NodeBroken(
@@ -188,6 +190,9 @@ class _SetUp:
 
     def _step(self, state: str) -> None:
         self._signals.check()
+        # A tear-down that could not wait for the lock any longer may have come meanwhile. It revokes before it looks:
+        # what is mounted when this still passes for the last time is there to be found.
+        self._journal.check_claim(self._plan.job, self._record.incarnation)
         self._record = self._journal.write(self._record._replace(state=state))
 
     def _backing(self) -> str:

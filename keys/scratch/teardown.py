@@ -55,19 +55,27 @@ def close_scratch(
     """
     names = names_from_config(journal.node, job, scratch)
     report = Report(journal.node, job)
+    # before the lock: a set-up that holds it gives up at its next step, and one that comes later does not begin
+    _revoke(journal, job, report)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(journal.lock(job, _LOCK_PATIENCE))
         except (JournalError, OSError) as error:
             # without a lock two tear-downs may meet; every step of theirs can be repeated
             report.problems.append(str(error))
-        return close_locked(journal, names, report, uid=uid, patience=patience)
+        return close_locked(journal, names, report, uid=uid, patience=patience, revoke=False)
 
 
 def close_locked(
-    journal: Journal, names: ScratchNames, report: Report, *, uid: int | None = None, patience: float = PATIENCE
-) -> Report:
-    """:func:`close_scratch` for a caller who holds the job's lock."""
+    journal: Journal, names: ScratchNames, report: Report, *, uid: int | None = None, patience: float = PATIENCE,
+    revoke: bool = True,
+) -> Report:  # fmt: skip
+    """:func:`close_scratch` for a caller who holds the job's lock.
+
+    :param revoke: whether a start of the job that is still under way may not go on; False for that start itself.
+    """
+    if revoke:
+        _revoke(journal, names.job, report)
     record = _read(journal, names.job, report)
     everything = [names]
     if record is not None:
@@ -85,6 +93,14 @@ def close_locked(
         raise ScratchLeft(_left_message(report), report, advice="see: secure-slurm node status; then reboot the node")
     _write_destroyed(journal, record, names, uid, report)
     return report
+
+
+def _revoke(journal: Journal, job: int, report: Report) -> None:
+    """A Prolog may outlive its slurmd, and get to its set-up when the Epilog has come and gone."""
+    try:
+        journal.revoke(job)
+    except (SecureSlurmError, OSError) as error:
+        report.problems.append(str(error))
 
 
 def _left_message(report: Report) -> str:

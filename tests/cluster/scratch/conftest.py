@@ -63,9 +63,14 @@ class Node:
         return Secret(self.keys[-1])
 
     def open(self, key: Secret | None = None, **options: object) -> ScratchInfo:
+        incarnation = secrets.token_hex(16)
+        self.journal.claim_incarnation(self.job, incarnation)
+        return self.open_claimed(incarnation, key, **options)
+
+    def open_claimed(self, incarnation: str, key: Secret | None = None, **options: object) -> ScratchInfo:
         return open_scratch(
             self.plan, self.new_key() if key is None else key, self.journal,
-            incarnation=secrets.token_hex(16), key_name=f"n1_test-{self.job}-{secrets.token_hex(8)}",
+            incarnation=incarnation, key_name=f"n1_test-{self.job}-{secrets.token_hex(8)}",
             wrapped="vault:v1:abcd", **options,  # type: ignore[arg-type]
         )  # fmt: skip
 

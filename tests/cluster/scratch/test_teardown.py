@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from conf.errors import SecureSlurmError
 from keys.process import Budget, program, run
 from keys.scratch import crypt, filesystem, teardown, volume
-from keys.scratch.errors import NodeBroken, ScratchLeft
+from keys.scratch.errors import JobEnded, NodeBroken, ScratchLeft
 from keys.scratch.mounts import mounts
 from keys.scratch.teardown import close_scratch
 
@@ -122,6 +124,42 @@ class TestAfterAKill:
         report = node.close()
         assert report.gone
         assert report.wiped
+
+
+class TestBeforeALateStart:
+    """slurmd was killed, its Prolog was not: it may get to its set-up when the Epilog has come and gone."""
+
+    def test_that_had_written_nothing(self, node: Any) -> None:
+        node.journal.claim_incarnation(node.job, "a" * 32)
+        assert node.close().found == []
+        with pytest.raises(JobEnded):
+            node.open_claimed("a" * 32)
+        assert node.left() == []
+        node.open()
+        assert node.close().gone
+
+    @pytest.mark.parametrize("step", STEPS)
+    def test_that_is_under_way(self, node: Any, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The Epilog does not get the lock; then either it finds what is there, or set-up undoes itself."""
+        write, reports = node.journal.write, []
+
+        def close_meanwhile(record: Any) -> Any:
+            written = write(record)
+            if record.state == step and not reports:
+                reports.append(None)
+                monkeypatch.setattr(teardown, "_LOCK_PATIENCE", 0.0)
+                with contextlib.suppress(ScratchLeft):
+                    reports.append(node.close(patience=3.0))
+            return written
+
+        monkeypatch.setattr(node.journal, "write", close_meanwhile)
+        if step == "ready":
+            node.open()
+        else:
+            with pytest.raises(SecureSlurmError):
+                node.open()
+        assert reports
+        assert node.left() == []
 
 
 class TestWithoutItsJournal:

@@ -12,6 +12,10 @@ import pytest
 
 from conf.errors import Refused
 from keys.journal import KEEP_DESTROYED, KEEP_SEEN, STATES, Journal, JournalError, Record
+from keys.scratch import backing, setup, teardown
+from keys.scratch.errors import JobEnded
+from keys.scratch.plan import ScratchPlan
+from keys.secret import Secret
 
 JOB = 4711
 INCARNATION = "0123456789abcdef" * 2
@@ -172,6 +176,88 @@ class TestIncarnation:
         with pytest.raises(Refused):
             journal.claim_incarnation(JOB, INCARNATION)
         assert not (tmp_path / "target").exists()
+
+
+class TestClaim:
+    """Of a start that comes late: a hook that outlived its slurmd."""
+
+    def test_one_that_never_was(self, journal: Journal) -> None:
+        for incarnation in (INCARNATION, "", "x"):
+            with pytest.raises(JobEnded):
+                journal.check_claim(JOB, incarnation)
+
+    def test_holds_until_it_is_revoked(self, journal: Journal) -> None:
+        journal.claim_incarnation(JOB, INCARNATION)
+        journal.claim_incarnation(JOB + 1, INCARNATION[::-1])
+        for _ in range(2):
+            journal.check_claim(JOB, INCARNATION)
+        for _ in range(2):
+            journal.revoke(JOB)
+            with pytest.raises(JobEnded):
+                journal.check_claim(JOB, INCARNATION)
+        journal.check_claim(JOB + 1, INCARNATION[::-1])
+        with pytest.raises(JobEnded):
+            journal.check_claim(JOB + 1, INCARNATION)
+
+    def test_gives_way_to_the_next(self, journal: Journal) -> None:
+        journal.claim_incarnation(JOB, INCARNATION)
+        journal.revoke(JOB)
+        journal.claim_incarnation(JOB, INCARNATION[::-1])
+        journal.check_claim(JOB, INCARNATION[::-1])
+        with pytest.raises(JobEnded):
+            journal.check_claim(JOB, INCARNATION)
+
+    def test_a_replay_does_not_renew_it(self, journal: Journal) -> None:
+        journal.claim_incarnation(JOB, INCARNATION)
+        journal.revoke(JOB)
+        with pytest.raises(Refused):
+            journal.claim_incarnation(JOB, INCARNATION)
+        with pytest.raises(JobEnded):
+            journal.check_claim(JOB, INCARNATION)
+
+    def test_what_cannot_be_read_claims_nothing(self, journal: Journal, folder: Path, tmp_path: Path) -> None:
+        journal.claim_incarnation(JOB, INCARNATION)
+        path = folder / f"{JOB}.claim"
+        path.write_bytes(path.read_bytes() + b"x")
+        with pytest.raises(JobEnded):
+            journal.check_claim(JOB, INCARNATION)
+        path.rename(tmp_path / "claim")
+        (tmp_path / "claim").write_text(INCARNATION)
+        path.symlink_to(tmp_path / "claim")
+        with pytest.raises(JournalError):
+            journal.check_claim(JOB, INCARNATION)
+        folder.chmod(0o777)
+        for act in (lambda: journal.check_claim(JOB, INCARNATION), lambda: journal.revoke(JOB)):
+            with pytest.raises(JournalError, match="trusted"):
+                act()
+
+    @pytest.mark.parametrize("step", ["before", "planned"])
+    def test_set_up_gives_up_when_a_tear_down_came(
+        self, journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    ) -> None:
+        scratch = {"backing": "file", "directory": str(tmp_path / "store"), "mount_root": str(tmp_path / "mnt")}
+        plan = ScratchPlan(
+            node="n1", job=JOB, uid=1001, gid=1001, size_bytes=64 * 1024**2, overcommit=True, volume_group="",
+            device="", filesystem="ext4", run_dir=str(tmp_path), **scratch,
+        )  # fmt: skip
+        monkeypatch.setattr(backing, "make_file", lambda _plan: pytest.fail("set-up went on"))
+        monkeypatch.setattr(teardown, "_LOCK_PATIENCE", 0.0)
+        write = journal.write
+
+        def close_meanwhile(record: Record) -> Record:
+            written = write(record)
+            if record.state == step:
+                assert teardown.close_scratch(journal, JOB, scratch).gone
+            return written
+
+        monkeypatch.setattr(journal, "write", close_meanwhile)
+        journal.claim_incarnation(JOB, INCARNATION)
+        if step == "before":
+            assert teardown.close_scratch(journal, JOB, scratch).gone
+        key = Secret(bytes(64))
+        with pytest.raises(JobEnded):
+            setup.open_scratch(plan, key, journal, incarnation=INCARNATION, key_name="k", wrapped="w")
+        assert len(key) == 0
 
 
 class TestWritten:
