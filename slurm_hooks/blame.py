@@ -24,11 +24,20 @@ ANSWER_LIMIT = 64 * 1024 * 1024
 """Bytes of slurmctld's JSON about one job. One task of an array has the array's own id, and asking for that gives every
 task that slurmctld remembers, ended ones included, at 8 KB each."""
 
+# slurm.h, enum job_states and its flags, as the JSON writes them
+OVER = frozenset(
+    "PENDING COMPLETED CANCELLED FAILED TIMEOUT NODE_FAIL PREEMPTED BOOT_FAIL DEADLINE OUT_OF_MEMORY COMPLETING"
+    " REQUEUED REQUEUE_HOLD SPECIAL_EXIT REVOKED".split()
+)
+
 _UNSAFE = re.compile(r"[^ -{}~]")
 
 
 def hold(slurm_bin: str, job: int, reason: str) -> str:
-    """Hold ``job``, or cancel it if it cannot be requeued. Returns ``held`` or ``cancelled``.
+    """Hold ``job``, or cancel it if it cannot be requeued. Returns ``held``, ``cancelled``, or ``over``.
+
+    ``over``: it has been cancelled or requeued already, which is often why its grant was gone; to hold it now would
+    bring a job back that its user has ended (measured: a job cancelled while its Prolog ran).
 
     The reason goes behind the decision record in AdminComment, where ``secure-slurm why`` finds it. Failing to write
     the reason stops nothing. Raises SecureSlurmError when the job could neither be held nor cancelled.
@@ -38,6 +47,8 @@ def hold(slurm_bin: str, job: int, reason: str) -> str:
     except SecureSlurmError:
         name = str(job)
     else:
+        if _is_over(facts):
+            return "over"
         name = _name(job, facts)
         _explain(slurm_bin, name, facts.get("admin_comment"), reason)
     try:
@@ -47,6 +58,13 @@ def hold(slurm_bin: str, job: int, reason: str) -> str:
         _slurm(f"{slurm_bin}/scancel", name)
         return "cancelled"
     return "held"
+
+
+def _is_over(facts: dict[str, object]) -> bool:
+    """Whether Slurm has ended this start of the job. Whatever starts next has a Prolog of its own to pass."""
+    states = facts.get("job_state")
+    names = states if isinstance(states, list) else str(states).split()
+    return any(name in OVER for name in names)
 
 
 def _name(job: int, facts: dict[str, object]) -> str:

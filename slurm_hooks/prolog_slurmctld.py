@@ -71,4 +71,4 @@ def _refuse(config: dict[str, Any], job: HookJob, error: SecureSlurmError) -> in
         say("prolog_slurmctld", f"job {job.job} could neither be held nor cancelled: {failure}")
         return 1
     # a cancelled srun or salloc still waits for its allocation: the failure ends that wait
-    return 0 if end == "held" else 1
+    return 1 if end == "cancelled" else 0

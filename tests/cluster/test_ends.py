@@ -39,6 +39,17 @@ def test_cancelled_while_it_runs(clean: Cluster) -> None:
     gone(clean, job)
 
 
+def test_cancelled_before_it_has_begun(clean: Cluster) -> None:
+    # the keys may be gone when the Prolog asks for them: it must not bring the job back by holding it
+    for pause in (0.3, 0.8, 1.3):
+        job = clean.submit("alice", *TAG, "--wrap=sleep 600")
+        clean.wait_state(job, "RUNNING", "CONFIGURING")
+        time.sleep(pause)
+        clean.as_user("alice", ["scancel", str(job)])
+        assert clean.wait_end(job)["JobState"] == "CANCELLED"
+        gone(clean, job)
+
+
 def test_cancelled_with_a_process_that_hides(clean: Cluster) -> None:
     job = running(clean, "--wrap=setsid sh -c 'cd $SECURE_SCRATCH; exec sleep 600' & wait")
     clean.as_user("alice", ["scancel", str(job)])

@@ -58,6 +58,14 @@ def test_allowed(cluster: Cluster, pending: int, change: str) -> None:
     assert cluster.as_user("alice", ["scontrol", "update", f"JobId={pending}", change]).returncode == 0
 
 
+def test_a_change_that_is_refused_in_part_changes_nothing(cluster: Cluster, pending: int) -> None:
+    # Slurm itself applies a change field by field and keeps what came before the one that failed
+    before = cluster.facts(pending)["comment"]
+    done = cluster.as_user("alice", ["scontrol", "update", f"JobId={pending}", "Comment=half", "Extra=nothing"])
+    assert done.returncode != 0
+    assert cluster.facts(pending)["comment"] == before
+
+
 def test_a_constraint_is_forced_again(cluster: Cluster, pending: int) -> None:
     done = cluster.as_user("alice", ["scontrol", "update", f"JobId={pending}", "Features=eu|us2"])
     features = cluster.facts(pending)["features"]

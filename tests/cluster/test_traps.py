@@ -359,3 +359,110 @@ def test_a_task_that_asks_for_a_tag_on_a_node_without_a_grant(clean: Cluster) ->
     done = clean.as_user("alice", ["srun", "-N1", "sh", "-c", "echo ran"], env={"SECURE_CLASS": "phi"}, timeout=90)
     assert done.returncode != 0
     assert "ran" not in done.stdout
+
+
+def test_an_error_inside_the_filter_refuses(clean: Cluster) -> None:
+    # up to 25.11 slurmctld accepts the job when job_submit.lua raises
+    path = Path("/etc/slurm/job_submit.lua")
+    before = path.read_text()
+    broken = before.replace(
+        "local function collect_job(fields, job)\n", "local function collect_job(fields, job)\n  (nil)()\n"
+    )
+    assert broken != before
+    replace_filter(clean, path, broken)
+    try:
+        done = clean.as_user("alice", ["sbatch", "--wrap=true"])
+        assert done.returncode != 0
+        assert "engine.error" in done.stderr
+    finally:
+        replace_filter(clean, path, before)
+    assert clean.as_user("bob", ["sbatch", "--test-only", "--wrap=true"]).returncode == 0
+
+
+def replace_filter(cluster: Cluster, path: Path, text: str) -> None:
+    """slurmctld reads the file again when its time is later than before, to the second."""
+    newer = path.stat().st_mtime + 2
+    cluster.write(path, text)
+    os.utime(path, (newer, newer))
+
+
+def test_a_refused_start_of_srun_ends_it(clean: Cluster) -> None:
+    with replaced(clean, "prolog_slurmctld", "#!/bin/sh\nexit 0\n"):
+        done = clean.as_user("alice", ["secure-srun", *TAG, "sh", "-c", "echo ran"], timeout=120)
+    assert done.returncode != 0
+    assert "ran" not in done.stdout
+
+
+EXPRESSIONS = ["big", "big|eu", "us|big", "(big|small)", "big&eu", "small|big&eu", "[big|small]", "eu|small", "big,eu"]
+
+
+def test_no_constraint_leads_elsewhere(clean: Cluster) -> None:
+    """Features are read from left to right: the nodes of the EU are away, so whatever starts has been led astray."""
+
+    def change(conf: str) -> str:
+        for node, feature in (("n[1-2]", "eu"), ("n[3-4]", "us")):
+            conf = conf.replace(f"Feature={feature}", f"Feature={feature},big,small")
+            assert node in conf
+        return conf
+
+    with clean.other_slurm(change):
+        clean.command(["scontrol", "update", "NodeName=n[1-2]", "State=DRAIN", "Reason=test"])
+        jobs = []
+        for option in ("-C", "--prefer"):
+            for expression in EXPRESSIONS:
+                done = clean.as_user("alice", ["secure-sbatch", *TAG, option, expression, "--parsable", "--wrap=true"])
+                if done.returncode == 0:
+                    jobs.append(int(done.stdout))
+                else:
+                    assert "residency.constraint" in done.stderr, (option, expression, done.stderr)
+        assert len(jobs) > len(EXPRESSIONS)
+        # bob's job shows that the scheduler has looked at the queue, past all of these
+        bob = int(clean.as_user("bob", ["sbatch", "--nice=-0", "-p", "us", "--parsable", "--wrap=true"]).stdout)
+        clean.wait_end(bob)
+        time.sleep(6)
+        assert {clean.state(job) for job in jobs} == {"PENDING"}
+        clean.command(["scontrol", "update", "NodeName=n[1-2]", "State=RESUME"])
+        clean.until(lambda: clean.state(jobs[0]) == "COMPLETED", "the first job to run at home", 60)
+        clean.cancel_all()
+
+
+def test_a_node_that_boots_for_the_job(clean: Cluster) -> None:
+    """PrologSlurmctld runs beside ResumeProgram: grant and key are made for a node that does not exist yet."""
+    marker = Path("/run/slurm/resumed")
+    clean.write(Path("/run/slurm/resume"), f"#!/bin/sh\necho $1 > {marker}\n", mode=0o755)
+
+    def change(conf: str) -> str:
+        conf = conf.replace("NodeName=n[3-4]", "NodeName=n3").replace("Port=[17003-17004]", "Port=17003")
+        return conf + (
+            "ResumeProgram=/run/slurm/resume\nSuspendProgram=/bin/true\nSuspendTime=600\nResumeTimeout=60\n"
+            "NodeName=n4 NodeHostname=head NodeAddr=10.99.0.1 Port=17004 CPUs=1 RealMemory=500 Feature=us State=CLOUD\n"
+        )
+
+    nodes = dict(settings.NODES)
+    del settings.NODES["n4"]
+    try:
+        with clean.other_slurm(change):
+            job = clean.submit(
+                "carol",
+                "--secure-class=phi",
+                "--secure-residency=us",
+                "--secure-scratch=32M",
+                "-w",
+                "n4",
+                "--wrap=true",
+            )
+            clean.until(marker.exists, "ResumeProgram to be called", 60)
+            clean.until(
+                lambda: (
+                    clean.vault_grants(job) == []
+                    and clean.bao.status("LIST", "secure-slurm-grants/metadata/n4")[0] == 200
+                ),
+                "the grant of a node that is not there",
+                60,
+            )
+            clean.start_node("n4")
+            clean.wait_end(job, timeout=120)
+            clean.wait_gone(job)
+    finally:
+        settings.NODES.clear()
+        settings.NODES.update(nodes)

@@ -231,6 +231,9 @@ class Cluster(People):
             subprocess.run(["pkill", "-x", name], check=False)
             self.until(lambda n=name: self.command(["pgrep", "-x", n], check=False).returncode != 0, f"{name} to end")
         subprocess.run(["pkill", "-f", "secure-slurm-noded"], check=False)
+        # what it knows of the nodes' states would outlive a changed slurm.conf
+        for state in Path("/var/spool/slurmctld").glob("node_state*"):
+            state.unlink()
         for node in settings.NODES:
             Path(f"{settings.RUN}/node-{node}/daemon/node.sock").unlink(missing_ok=True)
 

@@ -215,3 +215,21 @@ def test_a_reason_is_plain_short_and_one_part(slurm: Slurm, reason: str, written
 
     assert slurm.comment() == f"{RECORD} | {written}"
     assert not (slurm.folder / "id").exists()
+
+
+@pytest.mark.parametrize(
+    "states",
+    [["CANCELLED"], ["CANCELLED", "COMPLETING"], ["RUNNING", "COMPLETING"], ["PENDING"], ["TIMEOUT"], "CANCELLED"],
+)
+def test_a_job_that_its_user_has_ended_is_not_brought_back(slurm: Slurm, states: list[str] | str) -> None:
+    slurm.knows({"job_id": 17, "admin_comment": RECORD, "job_state": states})
+
+    assert hold(slurm.bin, 17, "[grant.missing] no grant") == "over"
+    assert all(call[1] not in ("requeuehold", "update") for call in slurm.calls())
+
+
+@pytest.mark.parametrize("states", [["RUNNING"], ["RUNNING", "CONFIGURING"], ["CONFIGURING"], [], None, ["UNHEARD_OF"]])
+def test_a_job_that_may_still_start_is_held(slurm: Slurm, states: list[str] | None) -> None:
+    slurm.knows({"job_id": 17, "admin_comment": RECORD, "job_state": states})
+
+    assert hold(slurm.bin, 17, "no") == "held"
