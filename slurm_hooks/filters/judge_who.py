@@ -46,7 +46,7 @@ def role(job: SubmitJob, context: Context) -> Verdict:
     groups = context.members.groups_of(job.user_name or "")
     held = {name: each for name, each in fitting.items() if groups.intersection(each.groups)}
     if not held:
-        return _no_role(job.tag.klass, places, fitting, context.members)
+        return _with_a_place(_no_role(job.tag.klass, places, fitting, context.members), job, context, groups)
     if any(_takes(each, job.partitions) for each in held.values()):
         return ALLOW
     known = sorted({name for each in held.values() for name in each.partitions or ()})
@@ -58,11 +58,14 @@ def role(job: SubmitJob, context: Context) -> Verdict:
 
 
 def _places(job: SubmitJob, policy: Policy) -> frozenset[str]:
-    """Where the job may run, as far as the policy knows: without a residency, where its partitions are."""
+    """Where the job may run, as far as the policy knows: without a residency, where its partitions are.
+
+    A partition that says no place may be in any: a role for one jurisdiction would otherwise hold in all of them.
+    """
     if job.tag is not None and job.tag.residency is not None:
         return frozenset({job.tag.residency})
-    found = (policy.partition(name).jurisdiction for name in job.partitions)
-    return frozenset(name for name in found if name is not None)
+    found = {policy.partition(name).jurisdiction for name in job.partitions} or {None}
+    return frozenset(policy.jurisdictions) if None in found else frozenset(name for name in found if name is not None)
 
 
 def _covers(each: Role, klass: str, places: frozenset[str]) -> bool:
@@ -88,6 +91,28 @@ def _no_role(klass: str, places: frozenset[str], fitting: dict[str, Role], membe
         "rbac.role",
         f"class {quote(klass)}{where} needs the role {_some(fitting)}, which you do not have",
         f"ask for membership in the group {' or '.join(map(quote, names))}; it counts within minutes",
+    )
+
+
+def _with_a_place(refused: Deny, job: SubmitJob, context: Context, groups: frozenset[str]) -> Deny:
+    """For a tag without a residency: with one that the user's roles cover, and its partitions too, it would pass."""
+    if job.tag is None or job.tag.residency is not None:
+        return refused
+    policy = context.policy
+    mine = {
+        name: each
+        for name, each in policy.roles.items()
+        if job.tag.klass in each.classes and groups.intersection(each.groups)
+    }
+    fixed = {policy.partition(name).jurisdiction for name in job.partitions} - {None}
+    covered = sorted({place for each in mine.values() for place in each.jurisdictions if fixed <= {place}})
+    if not covered:
+        return refused
+    return Deny(
+        refused.rule,
+        f"the tag names no residency, so the job might run anywhere, and your role {_some(mine)} does not cover every "
+        "jurisdiction",
+        f"add --secure-residency={' or --secure-residency='.join(covered)}",
     )
 
 

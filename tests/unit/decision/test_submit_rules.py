@@ -266,8 +266,38 @@ def test_the_place_of_the_partition_counts_for_a_job_without_residency(
     roles = {**policy.roles, "all": attrs.evolve(policy.roles["all"], jurisdictions=("eu",))}
     narrow = context._replace(policy=attrs.evolve(policy, roles=roles))
 
-    assert submit(fields, given=narrow, extra=extra("class=internal"), partition=b"open").allowed
     assert submit(fields, given=narrow, extra=extra("class=internal"), partition=b"us").rule == "rbac.role"
+    assert submit(fields, extra=extra("class=internal"), partition=b"us").allowed
+
+
+@pytest.mark.parametrize("partition", [b"open", b"gpu", b"open,gpu", b"us,open"])
+def test_a_role_for_one_place_is_none_for_a_job_that_might_run_anywhere(
+    submit: Decide, fields: Fields, policy: Policy, context: Context, partition: bytes
+) -> None:
+    """A partition that says no place has nodes in any; nothing is forced on a job without residency."""
+    place = "us" if b"us" in partition else "eu"
+    roles = {**policy.roles, "all": attrs.evolve(policy.roles["all"], jurisdictions=(place,))}
+    narrow = context._replace(policy=attrs.evolve(policy, roles=roles))
+
+    refused = submit(fields, given=narrow, extra=extra("class=internal"), partition=partition)
+
+    assert (refused.rule, refused.advice) == ("rbac.role", f"add --secure-residency={place}")
+    assert "'all'" in refused.message
+    stated = extra(f"class=internal;residency={place}")
+    assert submit(fields, given=narrow, extra=stated, partition=partition).allowed
+    assert submit(fields, extra=extra("class=internal"), partition=partition).allowed
+
+
+def test_a_residency_is_not_advised_to_who_has_no_role_for_it(
+    submit: Decide, fields: Fields, policy: Policy, context: Context
+) -> None:
+    roles = {**policy.roles, "all": attrs.evolve(policy.roles["all"], jurisdictions=("eu",))}
+    narrow = context._replace(policy=attrs.evolve(policy, roles=roles))
+
+    for changed in ({"user_name": b"nobody", "partition": b"open"}, {"partition": b"us"}):
+        refused = submit(fields, given=narrow, extra=extra("class=internal"), **changed)
+        assert refused.rule == "rbac.role"
+        assert "--secure-residency" not in refused.advice
 
 
 def test_an_admins_note_stays_behind_the_record(submit: Decide, fields: Fields, signer: engine.Signer) -> None:

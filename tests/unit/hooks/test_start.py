@@ -200,6 +200,13 @@ def test_refused_for_what_the_policy_says_today(context: Context, rule: str, mor
     assert rule_of(decided(**more), context) == rule
 
 
+def test_a_role_for_one_place_starts_nothing_that_might_run_anywhere(context: Context) -> None:
+    free = decided(klass="internal", residency=None, scratch=None)
+
+    assert rule_of(free, with_partition(context, Partition())) == "rbac.role"
+    assert judge_start(free, "test", KEY, with_partition(context, Partition(jurisdiction="eu"))).klass == "internal"
+
+
 def test_a_role_that_was_taken_away(context: Context) -> None:
     nobody = Snapshot(time.time(), "test", {PHI_EU: Group("phi-eu", frozenset())})
 
