@@ -26,23 +26,10 @@ task that slurmctld remembers, ended ones included, at 8 KB each."""
 
 # slurm.h, enum job_states and its flags, as the JSON writes them
 OVER = frozenset(
-    [
-        "PENDING",
-        "COMPLETED",
-        "CANCELLED",
-        "FAILED",
-        "TIMEOUT",
-        "NODE_FAIL",
-        "PREEMPTED",
-        "BOOT_FAIL",
-        "DEADLINE",
-        "OUT_OF_MEMORY",
-        "COMPLETING",
-        "REQUEUED",
-        "REQUEUE_HOLD",
-        "SPECIAL_EXIT",
-        "REVOKED",
-    ]
+    (
+        *("PENDING", "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE"),
+        *("OUT_OF_MEMORY", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "REVOKED"),
+    )
 )
 
 _UNSAFE = re.compile(r"[^ -{}~]")

@@ -460,7 +460,8 @@ def test_a_node_that_boots_for_the_job(clean: Cluster) -> None:
                 "the grant of a node that is not there",
                 60,
             )
-            clean.start_node("n4")
+            # -b: it says that it has booted just now, which this machine has not
+            clean.start_node("n4", "-b")
             clean.wait_end(job, timeout=120)
             clean.wait_gone(job)
     finally:

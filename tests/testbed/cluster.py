@@ -237,10 +237,10 @@ class Cluster(People):
         for node in settings.NODES:
             Path(f"{settings.RUN}/node-{node}/daemon/node.sock").unlink(missing_ok=True)
 
-    def start_node(self, node: str) -> None:
+    def start_node(self, node: str, *options: str) -> None:
         """One slurmd with its node daemon, in namespaces of their own."""
         script = Path(__file__).parent / "guest/node.sh"
-        self.command(["unshare", "-m", "-u", "--propagation", "private", "sh", str(script), node])
+        self.command(["unshare", "-m", "-u", "--propagation", "private", "sh", str(script), node, *options])
 
     def wait_idle(self, *nodes: str) -> None:
         """Wait until these nodes (all by default) are idle and their daemons listen."""

@@ -13,7 +13,7 @@ def slurmd_pid(node: str) -> int:
             words = (folder / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if words[0].endswith(b"slurmd") and words[1:3] == [b"-N", node.encode()]:
+        if words[0].endswith(b"slurmd") and b"-N" in words and node.encode() in words:
             return int(folder.name)
     raise LookupError(f"no slurmd of node {node} runs")
 
