@@ -12,7 +12,8 @@ exec unshare -m -p -f -n -u --propagation private --kill-child bash -euc '
   work=$(mktemp -d); mount -t tmpfs -o size=6g tmpfs "$work"; mkdir "$work/upper" "$work/work" "$work/root"
   mount -t overlay overlay -o "lowerdir=$ROOT,upperdir=$work/upper,workdir=$work/work" "$work/root"
   root=$work/root
-  mount -t proc proc "$root/proc"; mount -t tmpfs tmpfs "$root/tmp"; mount -t tmpfs -o mode=755 tmpfs "$root/run"
+  mount -t proc proc "$root/proc"; mount -t sysfs -o ro sysfs "$root/sys"
+  mount -t tmpfs tmpfs "$root/tmp"; mount -t tmpfs -o mode=755 tmpfs "$root/run"
   mkdir -p "$root/dev/shm" "$root/dev/pts"
   for d in null zero full urandom random tty; do [ -e "$root/dev/$d" ] || touch "$root/dev/$d"; mount --bind "/dev/$d" "$root/dev/$d"; done
   mount -t tmpfs tmpfs "$root/dev/shm"; mount --bind /dev/pts "$root/dev/pts"
