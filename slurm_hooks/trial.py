@@ -1,0 +1,111 @@
+"""A job that nobody submitted, decided by the real engine: how a policy is tried before it is in use.
+
+The job becomes the same request that ``job_submit.lua`` would send, and goes through :mod:`slurm_hooks.engine` as a
+whole. Nothing is read or written; the record key is made up, so that no record of a trial is worth anything.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping
+
+import attrs
+
+from conf.policy import Policy
+from conf.tag import ENVIRONMENT, PREFIX
+from keys.secret import Secret
+from slurm_hooks.engine import Decision, Signer, decide_submit
+from slurm_hooks.filters.asked import DIRECTIVE
+from slurm_hooks.filters.verdict import Context
+from slurm_hooks.membership import Group
+from slurm_hooks.snapshot import Snapshot
+
+USER = "trial"
+_UID = "1000"
+_LOGIN = "login"
+
+TEXTS = {
+    "account": "account",
+    "admin_comment": "admin_comment",
+    "array": "array_inx",
+    "batch": "batch_features",
+    "chdir": "work_dir",
+    "clusters": "clusters",
+    "comment": "comment",
+    "constraint": "features",
+    "container": "container",
+    "dependency": "dependency",
+    "error": "std_err",
+    "exclude": "exc_nodes",
+    "input": "std_in",
+    "licenses": "licenses",
+    "mail_user": "mail_user",
+    "name": "name",
+    "nodelist": "req_nodes",
+    "output": "std_out",
+    "partition": "partition",
+    "prefer": "prefer",
+    "qos": "qos",
+    "reservation": "reservation",
+}
+"""sbatch's word for an option (``-`` as ``_``), and Slurm's name of the field that carries it."""
+
+
+@attrs.frozen(kw_only=True)
+class Trial:
+    """A batch job as it reaches slurmctld.
+
+    ``tag`` is what secure-sbatch writes, by ``class``, ``residency`` and ``scratch``; empty: a plain sbatch. ``texts``
+    are by sbatch's words (:data:`TEXTS`), ``script`` all lines of the script, ``environment`` by variable.
+    ``from_partition``: submitted on a node of that partition, not on a login node. ``shared_by_force``: its partition
+    has OverSubscribe=FORCE.
+    """
+
+    user: str = USER
+    tag: Mapping[str, str] = attrs.field(factory=dict)
+    texts: Mapping[str, str] = attrs.field(factory=dict)
+    script: tuple[str, ...] = ()
+    environment: Mapping[str, str] = attrs.field(factory=dict)
+    default_partition: str | None = None
+    from_partition: str | None = None
+    shared_by_force: bool = False
+    het: bool = False
+    cron: bool = False
+
+
+def members(user: str, groups: Iterable[str]) -> Snapshot:
+    """Group members of one user. ``groups``: as the policy writes them."""
+    return Snapshot(1.0, USER, {dn: Group(dn, frozenset({user})) for dn in groups})
+
+
+def decide(trial: Trial, policy: Policy, snapshot: Snapshot | None) -> Decision:
+    """What the decision daemon would answer with this policy. Never raises; a snapshot of None is one that is lost."""
+    signer = Signer(USER, Secret(secrets.token_bytes(32)), frozenset({0}))
+    return decide_submit(request(trial, policy), Context(policy, snapshot), signer)
+
+
+def request(trial: Trial, policy: Policy) -> dict[str, bytes]:
+    """The fields of the request, as job_submit.lua writes them."""
+    hosts = {name: f"{USER}{index}" for index, name in enumerate(policy.demanding_partitions())}
+    fields = {
+        "verb": "submit",
+        "submit_uid": _UID,
+        "user_id": _UID,
+        "user_name": trial.user,
+        "has_script": "1",
+        "alloc_node": hosts.get(trial.from_partition or "", _LOGIN),
+        **{TEXTS[word]: text for word, text in trial.texts.items()},
+        **{f"env.{name.lower()}": text for name, text in trial.environment.items() if name in ENVIRONMENT},
+    }
+    # slurm.conf cannot be asked here: each partition that demands a tag gets one made-up node
+    optional = {
+        "extra": PREFIX + ";".join(f"{key}={text}" for key, text in trial.tag.items()) if trial.tag else "",
+        "script_lines": "\n".join(line for line in trial.script if line.startswith(DIRECTIVE)),
+        "default_partition": trial.default_partition or "",
+        "demand_nodes": "\n".join(f"{name}={host}" for name, host in hosts.items()),
+        "forced_sharing": trial.texts.get("partition", trial.default_partition or "") if trial.shared_by_force else "",
+        "het_job_offset": "0" if trial.het else "",
+        "cron_job": "1" if trial.cron else "",
+    }
+    fields |= {name: text for name, text in optional.items() if text}
+    return {name: text.encode("utf-8", "surrogateescape") for name, text in fields.items()}
