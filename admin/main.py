@@ -28,6 +28,7 @@ EXIT_INTERRUPTED = 130
 COMMANDS = {
     "audit": ("admin.audit_cmd", "verify the audit trail, or show what happened to a job"),
     "conf": ("admin.conf_cmd", "check, show and render the configuration"),
+    "explain": ("admin.explain_cmd", "say what the policy would make of a job, step by step, and what it would accept"),
     "node": ("admin.node_cmd", "show what there is of encrypted scratch on this node, or take it down"),
     "policy": ("admin.policy_cmd", "look for what cannot be meant in a policy, and test it"),
     "vault": ("admin.vault_init", "set up Vault or OpenBao, or check it"),

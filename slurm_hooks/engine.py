@@ -23,7 +23,7 @@ from slurm_hooks.filters.verdict import Context, Deny
 LOG = logging.getLogger(__name__)
 
 POLICY_DIGITS = 16
-_ERROR = Deny("engine.error", "the decision failed, so the job is refused", "tell an admin: the daemon's log says why")
+ERROR = Deny("engine.error", "the decision failed, so the job is refused", "tell an admin: the daemon's log says why")
 
 
 class Signer(NamedTuple):
@@ -72,7 +72,7 @@ def decide_submit(fields: Mapping[str, bytes], context: Context, signer: Signer)
         return _submit(fields, context, signer, Decision(allowed=False, rule="", verb="submit", uid=uid, actor=actor))
     except Exception:
         LOG.exception("deciding about a submission of uid %d failed", uid)
-        return Decision(allowed=False, verb="submit", uid=uid, actor=actor, **_ERROR._asdict())
+        return Decision(allowed=False, verb="submit", uid=uid, actor=actor, **ERROR._asdict())
 
 
 def decide_modify(fields: Mapping[str, bytes], context: Context, signer: Signer) -> Decision:
@@ -86,7 +86,7 @@ def decide_modify(fields: Mapping[str, bytes], context: Context, signer: Signer)
         return _modify(change.from_fields(fields), context, signer, blank)
     except Exception:
         LOG.exception("deciding about a change by uid %d failed", actor)
-        return Decision(allowed=False, verb="modify", uid=uid, actor=actor, **_ERROR._asdict())
+        return Decision(allowed=False, verb="modify", uid=uid, actor=actor, **ERROR._asdict())
 
 
 def _submit(fields: Mapping[str, bytes], context: Context, signer: Signer, blank: Decision) -> Decision:
@@ -101,7 +101,7 @@ def _submit(fields: Mapping[str, bytes], context: Context, signer: Signer, blank
         return _denied(blank, verdict)
     if job.tag is None:
         return attrs.evolve(blank, allowed=True, rule="allow.untagged")
-    signed = _record(job, job.tag, context, signer)
+    signed = record_of(job, job.tag, context, signer)
     given = job.string("admin_comment")
     text = record.sign(signed, signer.key) + (f"{record.SEPARATOR}{given}" if given else "")
     return attrs.evolve(
@@ -109,7 +109,8 @@ def _submit(fields: Mapping[str, bytes], context: Context, signer: Signer, blank
     )
 
 
-def _record(job: SubmitJob, tag: Tag, context: Context, signer: Signer) -> record.Record:
+def record_of(job: SubmitJob, tag: Tag, context: Context, signer: Signer) -> record.Record:
+    """What the decision record of an allowed job says. LookupError for a job that no judge should have let pass."""
     if job.user_id is None or job.user_name is None:
         raise LookupError("judge_who lets no unknown user pass")
     return record.Record(

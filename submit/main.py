@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 USUAL_PLACES = ("/usr/bin", "/opt/slurm/bin")
+TESTS = frozenset({"sbatch", "srun"})
+"""The commands that have ``--test-only`` (sbatch(1), srun(1)); salloc(1) has not."""
 
 
 class Command(NamedTuple):
@@ -58,7 +60,11 @@ def run(tool: str, argv: list[str]) -> int:
         if "version" in asked.flags:
             sys.stdout.write(f"secure-{tool} {__version__}\n")
             return EXIT_OK
+        if "explain" in asked.flags:
+            _refuse_what_cannot_be_explained(tool)
         command = prepare(tool, asked.values, rest, os.environ)
+        if "explain" in asked.flags:
+            command = for_explanation(command)
         if "dry-run" in asked.flags:
             _show(command)
             return EXIT_OK
@@ -85,6 +91,24 @@ def prepare(tool: str, asked: Mapping[str, str], rest: list[str], environ: Mappi
     if tag is None:
         raise _no_tag(tool, rest)
     return Command([tool, f"--extra={tag.to_extra()}", *rest], _environment(environ, tag), tag)
+
+
+def for_explanation(command: Command) -> Command:
+    """The same command as a question: slurmctld's filter judges it, and nothing is submitted.
+
+    ``--test-only`` stands in front of everything of the user's: no option of theirs takes it back, and none before it
+    can take it for its value.
+    """
+    tag, rest = command.argv[:2], command.argv[2:]
+    return command._replace(argv=[*tag, "--test-only", *rest])
+
+
+def _refuse_what_cannot_be_explained(tool: str) -> None:
+    if tool not in TESTS:
+        raise UsageError(
+            f"{tool} has no --test-only, so there is nothing that only asks",
+            advice=f"ask with the same options: secure-sbatch {options.PREFIX}explain ... --wrap=true",
+        )
 
 
 def _refuse_what_cannot_be_tagged(tool: str, rest: list[str], guess: script.Guess) -> None:

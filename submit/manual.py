@@ -33,6 +33,7 @@ OPTIONS
     --secure-residency=NAME    the jurisdiction that the data must not leave, such as eu
     --secure-scratch=SIZE      encrypted scratch on each node: a whole number and K, M, G, T or P (powers of 1024)
     --secure-dry-run           print the tag and the command, and submit nothing
+    --secure-explain           {explain}
     --secure-help              this page
     --secure-version           the version
 
@@ -55,7 +56,7 @@ EXIT STATUS
     {tool}'s own, or before {tool} was reached:
     2   the command line, the script or the environment is wrong
     3   this machine is not set up: the message says what is missing
-
+{asking}
 EXAMPLES
 {examples}
 SEE ALSO
@@ -71,6 +72,14 @@ THE SCRIPT
     A script with such a line must be submitted with secure-sbatch: plain sbatch is refused.
 """
 
+_TESTS = "ask the cluster whether it would take the job, and submit nothing"
+_EXPLAIN = {"sbatch": _TESTS, "srun": _TESTS, "salloc": "refused: salloc cannot only ask; use secure-sbatch for it"}
+
+_EXIT = """
+    With --secure-explain: 0 the cluster takes the job, 1 it does not. Slurm itself may say no where the policy does
+    not, for a reason of its own such as nodes that it does not have: a policy's refusal names a rule.
+"""
+
 _EXAMPLES = {
     "sbatch": """\
     secure-sbatch job.sh
@@ -84,6 +93,9 @@ _EXAMPLES = {
 
     secure-sbatch --secure-dry-run --secure-class=phi --secure-residency=eu job.sh
         See the tag without submitting.
+
+    secure-sbatch --secure-explain --secure-class=phi --secure-residency=eu -p phi job.sh
+        Hear what the cluster would say, without submitting.
 """,
     "srun": """\
     secure-srun --secure-class=phi --secure-residency=eu -n 4 ./analyse input.csv
@@ -109,5 +121,7 @@ def page(tool: str) -> str:
         script=_SCRIPT if batch else "",
         others="script and environment" if batch else "the environment",
         s="" if batch else "s",
+        explain=_EXPLAIN[tool],
+        asking="" if tool == "salloc" else _EXIT,
         examples=_EXAMPLES[tool],
     )

@@ -15,7 +15,7 @@ from conf.quote import did_you_mean, quote
 
 PREFIX = "--secure-"
 VALUED = ("class", "residency", "scratch")
-FLAGS = ("help", "version", "dry-run")
+FLAGS = ("help", "version", "dry-run", "explain")
 
 
 class Own(NamedTuple):

@@ -175,3 +175,34 @@ def test_nothing_heavy_is_imported() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environ, text=True)
     heavy = {"attrs", "attr", "cattrs", "yaml", "asyncio", "logging", "subprocess", "argparse", "difflib", "rich"}
     assert heavy.isdisjoint(done.stdout.split())
+
+
+@pytest.mark.parametrize("tool", ["sbatch", "srun"])
+@pytest.mark.usefixtures("place")
+def test_explain_asks_in_front_of_everything_of_the_users(tool: str, capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["--secure-explain", "--secure-dry-run", "--secure-class=phi", "--secure-residency=eu"]
+    assert run(tool, [*own, "-J", "--secure-explain", "job.sh", "x"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"{tool} '{TAG}' --test-only -J --secure-explain job.sh x"
+
+
+def test_explain_reaches_the_real_command_whose_exit_code_it_is(place: Path) -> None:
+    done = execute(place, ["--secure-explain", "--parsable", "job.sh", "--test-only"])
+    told = json.loads(done.stdout)
+    assert done.returncode == 7
+    assert told["argv"][1:] == [TAG, "--test-only", "--parsable", "job.sh", "--test-only"]
+
+
+@pytest.mark.usefixtures("place")
+def test_explain_is_refused_where_slurm_cannot_only_ask(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("salloc", ["--secure-explain", "--secure-class=phi", "--secure-residency=eu"]) == 2
+    shown = capsys.readouterr().err
+    assert "salloc has no --test-only" in shown
+    assert "secure-sbatch --secure-explain" in shown
+
+
+@pytest.mark.usefixtures("place")
+def test_explain_without_a_tag_asks_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("srun", ["--secure-explain", "hostname"]) == 2
+    assert run("sbatch", ["--secure-explain=yes", "job.sh"]) == 2
+    assert "takes no value" in capsys.readouterr().err

@@ -1,0 +1,219 @@
+"""secure-slurm explain: exit codes, what is printed, and who may be asked about."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from admin import explain_cmd
+from admin.main import main
+from slurm_hooks.membership import Group
+from slurm_hooks.snapshot import Snapshot, write_snapshot
+
+GROUP = "cn=phi-eu,ou=groups,dc=example,dc=org"
+POLICY = f"""\
+version: 1
+jurisdictions:
+  eu: {{feature: eu, regions: [eu-central-1]}}
+  us: {{feature: us, regions: [us-east-1]}}
+classes:
+  - {{name: internal, residency: optional, scratch: optional, max_scratch: 100G, exclusive_nodes: false}}
+  - name: phi
+    residency: required
+    scratch: required
+    default_scratch: 10G
+    max_scratch: 1T
+roles:
+  phi-eu:
+    groups: ["{GROUP}"]
+    classes: [phi]
+    jurisdictions: [eu]
+    partitions: [phi]
+partitions:
+  phi: {{demand_tag: true, least_class: phi, jurisdiction: eu}}
+"""
+ALLOWED = ["--class=phi", "--residency=eu", "--partition=phi"]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    snapshot(tmp_path, time.time())
+    return tmp_path
+
+
+def snapshot(place: Path, when: float) -> None:
+    write_snapshot(place / "members.json", Snapshot(when, "test", {GROUP: Group("phi-eu", frozenset({"alice"}))}))
+
+
+def ask(place: Path, *words: str) -> int:
+    return main(["explain", f"--policy={place / 'policy.yaml'}", *words])
+
+
+def ask_json(place: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+    code = ask(place, "--json", *words)
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_refused_is_exit_1_with_the_line_and_what_would_be_accepted(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(place, f"--group={GROUP}", "--class=phi", "--scratch=2T", "--residency=eu", "--partition=phi") == 1
+    shown = capsys.readouterr().out
+    assert "REFUSED (scratch.too-large)" in shown
+    assert "policy.yaml:11 classes[1].max_scratch" in shown
+    assert "What to do: ask for 1T or less" in shown
+    accepted = "secure-sbatch --secure-class=phi --secure-residency=eu --secure-scratch=1T --partition=phi"
+    assert f"Would be accepted: {accepted}\n  (say --secure-scratch=1T)" in shown
+    assert "\x1b" not in shown
+
+
+def test_allowed_is_exit_0(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask(place, f"--group={GROUP}", *ALLOWED) == 0
+    shown = capsys.readouterr().out
+    assert "ALLOWED, with 10G of encrypted scratch on each node" in shown
+    assert "policy.yaml:13 roles.phi-eu" in shown
+    assert "Would be accepted" not in shown
+
+
+def test_the_json_of_an_allowed_job(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = ask_json(place, capsys, "--group", "CN=phi-eu, ou=Groups,dc=example,dc=org", *ALLOWED)
+    assert code == 0
+    assert set(told) == {
+        "allowed", "rule", "message", "advice", "user", "policy", "request", "steps", "set", "nearest", "notes",
+    }  # fmt: skip
+    assert told["allowed"] is True
+    assert told["rule"] == "allow.tagged"
+    assert told["nearest"] is None
+    assert told["set"] == {
+        "extra": "secure-slurm:class=phi;residency=eu;scratch=10737418240",
+        "features": "eu",
+        "shared": "0",
+        "requeue": "1",
+    }
+    steps = {step["step"]: step for step in told["steps"]}
+    assert set(steps["role"]) == {"step", "part", "verdict", "rule", "message", "advice", "policy", "set"}
+    assert steps["force_constraint"]["policy"] == [{"section": "jurisdictions.eu.feature", "line": 3}]
+    assert steps["partition"]["policy"] == [{"section": "partitions.phi.jurisdiction", "line": 19}]
+
+
+def test_the_json_of_a_refused_job(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = ask_json(place, capsys, f"--group={GROUP}", "--class=phi", "--partition=phi", "--constraint=us")
+    assert code == 1
+    assert (told["allowed"], told["rule"], told["set"]) == (False, "residency.required", {})
+    assert told["steps"][-1]["verdict"] == "refuse"
+    assert told["nearest"]["changes"] == ["add --secure-residency=eu", "leave --constraint out"]
+    assert told["nearest"]["options"] == {"--secure-class": "phi", "--secure-residency": "eu", "--partition": "phi"}
+
+
+def test_no_similar_request(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask(place, "--group=cn=other,dc=example,dc=org", *ALLOWED) == 1
+    shown = capsys.readouterr().out
+    assert "No similar request" in shown
+    assert "Note: no role names the group cn=other,dc=example,dc=org" in shown
+
+
+def test_members_of_any_age_and_a_user_whom_this_machine_does_not_know(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snapshot(place, time.time() - 86400)
+    members = f"--members={place / 'members.json'}"
+    code, told = ask_json(place, capsys, members, "--user=alice-x", *ALLOWED)
+    assert (code, told["rule"]) == (1, "rbac.role")
+    assert any("knows no user" in note for note in told["notes"])
+    assert any("its age is not judged" in note for note in told["notes"])
+    assert ask(place, members, "--user=alice", *ALLOWED) == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--class"],
+        ["--class=PHI"],
+        ["--class=phi;residency=us"],
+        ["--class=phi", "--residency=\x1b[2J"],
+        ["--class=phi", "--scratch=10GB"],
+        ["--class=phi", "--scratch=200"],
+        ["--class=phi", "--scratch=0K"],
+        ["--class=phi", "--user=a", f"--group={GROUP}"],
+        ["--class=phi", f"--group={GROUP}", "--members=/x"],
+        ["--class=phi", "--group=not a name"],
+        ["--class=phi", f"--group={GROUP}", "job.sh", "--wrap=x"],
+    ],
+)
+def test_usage_errors_are_exit_2(words: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code: int | str | None = ask(place, *words)
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "\x1b" not in shown.err
+
+
+def test_root_must_say_who(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(explain_cmd.os, "getuid", lambda: 0)
+    assert ask(place, f"--members={place / 'members.json'}", *ALLOWED) == 2
+    assert "--user" in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_used_are_exit_3(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask(place, f"--members={place / 'none.json'}", "--user=alice", *ALLOWED) == 3
+    (place / "members.json").write_text("{")
+    assert ask(place, f"--members={place / 'members.json'}", "--user=alice", *ALLOWED) == 3
+    assert main(["--config", str(place / "none.yaml"), "explain", f"--policy={place / 'policy.yaml'}", *ALLOWED]) == 3
+    (place / "policy.yaml").write_text("version: 2\n")
+    assert ask(place, f"--group={GROUP}", *ALLOWED) == 3
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "policy.yaml:1:" in shown.err
+
+
+def test_the_members_file_in_use_is_judged_as_the_daemon_judges_it(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = place / "members.json"
+    site = SimpleNamespace(ldap=SimpleNamespace(snapshot=str(path), max_age=600.0))
+    monkeypatch.setattr(explain_cmd, "load_site", lambda _: site)
+    assert ask(place, "--user=alice", *ALLOWED) == 0
+    snapshot(place, time.time() - 601)
+    capsys.readouterr()
+    assert ask_json(place, capsys, "--user=alice", *ALLOWED)[1]["rule"] == "rbac.snapshot"
+    path.unlink()
+    assert ask_json(place, capsys, "--user=alice", *ALLOWED)[1]["rule"] == "rbac.snapshot"
+    # a file that only this process may not use says nothing about the daemon
+    path.symlink_to(place / "elsewhere")
+    assert ask(place, "--user=alice", *ALLOWED) == 3
+
+
+@pytest.mark.parametrize(
+    ("option", "rule"),
+    [
+        ("--partition=\x1b[2J", "input.control-characters"),
+        ("--partition=x\ny", "input.control-characters"),
+        ("--partition=\udcff", "input.control-characters"),
+        ("--partition=" + "x" * 9000, "input.too-long"),
+        ("--constraint=\x1b]0;x\x07", "residency.constraint"),
+        ("--constraint=$(id)", "residency.constraint"),
+        ("--prefer=" + "a&" * 5000, "residency.constraint"),
+        ("--user=a b", "rbac.user"),
+        ("--user=\x1b[2J", "rbac.user"),
+    ],
+)
+def test_hostile_values_are_refused_and_shown_escaped(
+    option: str, rule: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    who = [] if option.startswith("--user") else ["--user=alice"]
+    words = [f"--members={place / 'members.json'}", *who, *ALLOWED, option]
+    assert ask(place, *words) == 1
+    shown = capsys.readouterr().out
+    assert f"REFUSED ({rule})" in shown
+    assert shown.replace("\n", "").isprintable()
+    assert ask_json(place, capsys, *words)[1]["rule"] == rule
