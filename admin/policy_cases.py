@@ -79,7 +79,7 @@ class Result(NamedTuple):
 def run(path: str, policy: Policy) -> list[Result]:
     """Every case of the file against the policy. ConfigError with every mistake in the file."""
     names = GroupNames(policy)
-    suite, _ = load(path, Suite, lambda raw: _check(raw, names))
+    suite, _ = load(path, Suite, lambda raw: _check(raw, names, policy.demanding_partitions()))
     marks = parse(read_safely(path))
     return [
         _judge(case, marks.key_mark(("cases", index)).line, suite, policy, names)
@@ -175,7 +175,7 @@ def _shown(value: str | bool) -> str:
     return quote(value) if isinstance(value, str) else str(value).lower()
 
 
-def _check(raw: Raw, names: GroupNames) -> Iterator[Finding]:
+def _check(raw: Raw, names: GroupNames, demanding: tuple[str, ...]) -> Iterator[Finding]:
     """Every mistake that the shape alone does not show."""
     users = raw.get("users")
     users = users if isinstance(users, dict) else {}
@@ -198,6 +198,7 @@ def _check(raw: Raw, names: GroupNames) -> Iterator[Finding]:
             yield (*where, "groups"), "user and groups in one case; the user's groups are under 'users'"
         yield from _groups(case.get("groups"), (*where, "groups"), names)
         yield from _values(case.get("submit"), (*where, "submit"), _SUBMIT)
+        yield from _origin(case.get("submit"), (*where, "submit", "from_partition"), demanding)
         yield from _values(case.get("set"), (*where, "set"), _SET)
         yield from _expectation(case, where)
 
@@ -209,11 +210,18 @@ def _groups(words: object, where: Where, names: GroupNames) -> Iterator[Finding]
             yield (*where, index), problem
 
 
+def _origin(submit: object, where: Where, demanding: tuple[str, ...]) -> Iterator[Finding]:
+    name = submit.get("from_partition") if isinstance(submit, dict) else None
+    if isinstance(name, str) and name not in demanding:
+        hint = did_you_mean(name, demanding)
+        yield where, f"from_partition {quote(name)} is none that demands a tag, so it makes no difference{hint}"
+
+
 def _expectation(case: Raw, where: Where) -> Iterator[Finding]:
     expect, rule = case.get("expect"), case.get("rule")
     if expect == "refuse" and "rule" not in case:
         yield (*where, "expect"), "'refuse' needs 'rule': a job that is refused for another reason proves nothing"
-    if isinstance(rule, str) and expect in {"allow", "refuse"} and rule.startswith("allow.") != (expect == "allow"):
+    if isinstance(rule, str) and expect in ("allow", "refuse") and rule.startswith("allow.") != (expect == "allow"):
         yield (*where, "rule"), f"the rule {quote(rule)} cannot be that of {quote(expect)}"
     if expect == "refuse" and "set" in case:
         yield (*where, "set"), "nothing is set on a job that is refused"

@@ -137,6 +137,7 @@ cases:
   - {name: c, submit: {script: one, env: {PATH: x}}, expect: perhaps}
   - {name: d, submit: {env: [x]}, expect: allow, set: {shared: true}, rule: rbac.role}
   - {name: e, submit: text, expect: allow, extra: 1}
+  - {name: f, user: [x], submit: {from_partition: hpi}, expect: [allow], rule: rbac.role}
 """
     told = mistakes(tmp_path, policy, text).split("\n")
     for line, words in [
@@ -160,6 +161,9 @@ cases:
         (10, "the rule 'rbac.role' cannot be that of 'allow'"),
         (11, "must be a mapping, not the text 'text'"),
         (11, "unknown key 'extra'"),
+        (12, "user must be a text"),
+        (12, "from_partition 'hpi' is none that demands a tag, so it makes no difference (did you mean 'phi'?)"),
+        (12, "expect must be one of 'allow' or 'refuse'"),
     ]:
         assert any(each.startswith(f"{tmp_path}/cases.yaml:{line}:") and words in each for each in told), (line, words)
 
