@@ -1,9 +1,10 @@
 """Forcing a node feature into a user's constraint, so that no reading of the result leaves the feature out.
 
-Slurm reads ``--constraint`` strictly from left to right, without precedence (slurmctld, job_scheduler.c): behind any
-chain of ``&``, ``,`` (also AND) and ``|`` a final ``&eu`` binds the whole, while in front of ``a|b`` it binds ``a``
-only. Counts (``a*2``) are per group of nodes and escape a final ``&eu`` in every version measured. So the feature is
-always appended, and what it could not bind for certain is refused: sound and simple before complete.
+Slurm reads ``--constraint`` from left to right, without precedence (slurmctld, job_scheduler.c), so that in front of
+``a|b`` a feature binds ``a`` only. But as soon as one named feature is changeable (NodeFeaturesPlugins) it reads ``&``
+before ``|``, and a final ``&eu`` binds ``b`` only. So a ``|`` stands in brackets, the feature is appended, and what it
+could not bind for certain is refused: sound and simple before complete. Counts (``a*2``) are per group of nodes and
+escape a final ``&eu`` in every version measured (docs/decisions/0016).
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ MAX_LENGTH = 1024
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.:=+-]*"
 _GROUP = rf"\({_NAME}(?:[&|,]{_NAME})*\)"
 _OPERAND = rf"(?:{_NAME}|{_GROUP})"
-_CHAIN = re.compile(rf"{_OPERAND}(?:[&|,]{_OPERAND})*", re.ASCII)
+# what a final "&eu" binds whole in both readings
+_ALL = re.compile(rf"{_OPERAND}(?:[&,]{_OPERAND})*", re.ASCII)
+_FLAT = re.compile(rf"{_NAME}(?:[&|,]{_NAME})*", re.ASCII)
 _EITHER = re.compile(rf"\[{_NAME}(?:\|{_NAME})*\]", re.ASCII)
 _NAMES = re.compile(_NAME, re.ASCII)
 
@@ -28,15 +31,17 @@ _NAMES = re.compile(_NAME, re.ASCII)
 def force(expression: str | None, feature: str) -> str:
     """``expression`` with ``&feature`` behind it; the feature alone when there is none; unchanged when already there.
 
-    Refuses (Refused ``residency.constraint``) counts, nested groups, ``[..]`` with anything but ``|`` between names or
-    beside another term, characters outside a feature's charset, and a result that Slurm would find too long.
+    ``a|b`` becomes ``(a|b)&feature``. Refuses (Refused ``residency.constraint``) counts, nested groups, ``|`` between
+    groups, ``[..]`` with anything but ``|`` between names or beside another term, characters outside a feature's
+    charset, and a result that Slurm would find too long.
     """
     if not expression:
         return feature
     if is_forced(expression, feature) and len(expression) <= MAX_LENGTH:
         return expression
     check(expression)
-    forced = f"{expression}&{feature}"
+    bound = _ALL.fullmatch(expression) or _EITHER.fullmatch(expression)
+    forced = f"{expression}&{feature}" if bound else f"({expression})&{feature}"
     if len(forced) > MAX_LENGTH:
         raise Refused(RULE, f"the constraint is longer than {MAX_LENGTH} characters", advice="shorten --constraint")
     return forced
@@ -47,14 +52,14 @@ def is_forced(expression: str, feature: str) -> bool:
     if expression == feature:
         return True
     asked, found, rest = expression.rpartition(f"&{feature}")
-    return bool(found) and not rest and (_CHAIN.fullmatch(asked) or _EITHER.fullmatch(asked)) is not None
+    return bool(found) and not rest and (_ALL.fullmatch(asked) or _EITHER.fullmatch(asked)) is not None
 
 
 def check(expression: str) -> None:
     """Refuse (Refused ``residency.constraint``) an expression that a feature cannot be forced into."""
     if len(expression) > MAX_LENGTH:
         raise Refused(RULE, f"the constraint is longer than {MAX_LENGTH} characters", advice="shorten --constraint")
-    if _CHAIN.fullmatch(expression) or _EITHER.fullmatch(expression):
+    if any(form.fullmatch(expression) for form in (_ALL, _FLAT, _EITHER)):
         return
     if "*" in expression:
         raise Refused(
@@ -65,7 +70,8 @@ def check(expression: str) -> None:
     raise Refused(
         RULE,
         f"the job's place cannot be forced into the constraint {quote(expression)}",
-        advice="join plain features with '&' or '|', at most one level of ( ), or use [a|b] alone",
+        advice="write it without ( ), as Slurm reads it from left to right (b&c|a for a|(b&c)), "
+        "or join groups such as (a|b) with '&' only, or use [a|b] alone",
     )
 
 

@@ -30,10 +30,10 @@ unit)
   fi
   ;;
 services)
-  run "service tests on trixie: OpenBao, slapd, Samba AD"
+  run "service tests on trixie: OpenBao, slapd, Samba AD, slurmctld"
   "$here/chroot.sh" trixie sh -c "cd /src && exec python3 -m pytest tests/services -p no:cacheprovider -q $ARGS" || failed=1
-  run "service tests on sid: OpenBao, slapd"
-  "$here/chroot.sh" sid sh -c "cd /src && exec python3 -m pytest tests/services/vault tests/services/ldap -p no:cacheprovider -q $ARGS" || failed=1
+  run "service tests on sid: OpenBao, slapd, slurmctld"
+  "$here/chroot.sh" sid sh -c "cd /src && exec python3 -m pytest tests/services/vault tests/services/ldap tests/services/slurm -p no:cacheprovider -q $ARGS" || failed=1
   ;;
 cluster)
   # two guests of one processor each, side by side: this machine class has two

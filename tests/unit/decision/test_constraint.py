@@ -14,6 +14,13 @@ from slurm_hooks import constraint
 FEATURES = ("a", "b", "c", "eu")
 
 
+def precedence(expression: str, node: frozenset[str]) -> bool:
+    """The reading where a feature is changeable: & and , before |."""
+    flat = re.sub(r"[(\[]([^)\]]*)[)\]]", lambda group: "+" if precedence(group[1], node) else "-", expression)
+    terms = [re.split("[&,]", term) for term in flat.split("|")]
+    return any(all(name == "+" or name in node for name in term) for term in terms)
+
+
 def holds(expression: str, node: frozenset[str]) -> bool:
     """What slurmctld makes of an expression for one node: no precedence, one level of brackets."""
     tokens = re.findall(r"[A-Za-z0-9_.:=+-]+|[&|,()\[\]]", expression)
@@ -43,7 +50,10 @@ def chain_of(operand: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 
 groups = chain_of(names).map(lambda inner: f"({inner})")
 either = st.lists(names, min_size=1, max_size=4).map(lambda parts: f"[{'|'.join(parts)}]")
-expressions = chain_of(names | groups) | either
+all_of = st.lists(names | groups, min_size=1, max_size=5).flatmap(
+    lambda parts: st.sampled_from("&,").map(lambda operator: operator.join(parts))
+)
+expressions = chain_of(names) | all_of | either
 nodes = st.frozensets(st.sampled_from(FEATURES))
 
 
@@ -52,6 +62,7 @@ def test_no_node_without_the_feature_and_no_node_lost(expression: str, node: fro
     forced = constraint.force(expression, "eu")
 
     assert holds(forced, node) == (holds(expression, node) and "eu" in node)
+    assert not precedence(forced, node - {"eu"})
     assert constraint.is_forced(forced, "eu")
 
 
@@ -66,6 +77,7 @@ def test_whatever_is_not_refused_is_bound(expression: str, node: frozenset[str])
     assert forced == "eu" or forced.endswith("&eu")
     assert "*" not in forced
     assert not holds(forced, node - {"eu"})
+    assert not precedence(forced, node - {"eu"})
 
 
 @given(expressions)
@@ -82,11 +94,12 @@ def test_forcing_twice_changes_nothing(expression: str) -> None:
         ("", "eu"),
         ("eu", "eu"),
         ("a", "a&eu"),
-        ("a|b", "a|b&eu"),
+        ("a|b", "(a|b)&eu"),
         ("a,eu", "a,eu&eu"),
         ("a&neu", "a&neu&eu"),
-        ("eu|a", "eu|a&eu"),
-        ("a|(b&c)", "a|(b&c)&eu"),
+        ("eu|a", "(eu|a)&eu"),
+        ("a|b&eu", "(a|b&eu)&eu"),
+        ("(a|b)&c,(b|c)", "(a|b)&c,(b|c)&eu"),
         ("(a&eu)", "(a&eu)&eu"),
         ("[a|b]", "[a|b]&eu"),
         ("[a|b]&eu", "[a|b]&eu"),
@@ -102,6 +115,8 @@ def test_forced(expression: str | None, forced: str) -> None:
     [
         *("a*2", "a*2&eu", "[a*1&b*1]", "(a|b)*2", "[a&b]", "[(a|b)]", "((a))", "(a", "a)", "[a|b]&c", "c&[a|b]"),
         *("[a|b]&[c|d]", "a&&b", "a&", "&a", "|", "()", "[]", "a b", "a\n", "!a", "a;b", "a'", "ä", "\x00", "a,,b"),
+        # & before | where a feature is changeable: the end would bind the last group only
+        *("a|(b&c)", "(a)|b", "(a|b)&c|d", "(a&b)|(c&d)", "a|(b)&eu"),
         *("x" * 1024, "&".join(["abc"] * 300), "[a]eu", "a(b)"),
     ],
 )
@@ -110,6 +125,11 @@ def test_refused(expression: str) -> None:
         constraint.force(expression, "eu")
     assert caught.value.rule == "residency.constraint"
     assert caught.value.advice
+
+
+@pytest.mark.parametrize("expression", ["a|b&eu", "a|(b&c)&eu", "(a)|b&eu", "[a|b]|c&eu", "a*2&eu"])
+def test_what_escapes_in_one_reading_is_not_forced(expression: str) -> None:
+    assert not constraint.is_forced(expression, "eu")
 
 
 def test_the_longest() -> None:

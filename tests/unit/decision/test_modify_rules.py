@@ -109,7 +109,7 @@ def test_refused_for_a_tagged_job(modify: Decide, stored: Fields, rule: str, cha
         ({"partition": b"open"}, {}),
         ({"partition": b"open", "rec__features": b"big"}, {"features": "big&eu"}),
         ({"partition": b"open", "rec__features": None}, {"features": "eu"}),
-        ({"features": b"a|b"}, {"features": "a|b&eu"}),
+        ({"features": b"a|b"}, {"features": "(a|b)&eu"}),
         ({"features": b""}, {"features": "eu"}),
         ({"prefer": b"fast"}, {"prefer": "fast&eu"}),
         ({"prefer": b""}, {}),

@@ -231,7 +231,7 @@ def test_what_is_set_for_a_batch_job(submit: Decide, fields: Fields, signer: eng
 
     assert dict(decision.changes) == {
         "extra": "secure-slurm:class=phi;residency=eu;scratch=1073741824",
-        "features": "a|b&eu",
+        "features": "(a|b)&eu",
         "prefer": "c&eu",
         "batch_features": "a&eu",
         "shared": "0",
