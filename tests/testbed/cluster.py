@@ -25,6 +25,8 @@ from tests.testbed.people import BIN, People
 from tests.testbed.pki import CA
 from tests.testbed.slapd import Slapd
 
+SLURMD, SLURMCTLD = "^slurmd ", "^slurmctld"
+
 
 @contextlib.contextmanager
 def syslog_to(file: Path) -> Iterator[None]:
@@ -109,8 +111,8 @@ class Cluster(People):
 
     def stop(self) -> None:
         """Stop what runs; may be called again, also after half a start."""
-        subprocess.run(["pkill", "-x", "slurmd"], check=False)
-        subprocess.run(["pkill", "-x", "slurmctld"], check=False)
+        subprocess.run(["pkill", "-f", SLURMD], check=False)
+        subprocess.run(["pkill", "-f", SLURMCTLD], check=False)
         for name in list(self.daemons):
             self.stop_daemon(name)
         subprocess.run(["pkill", "-f", "secure-slurm-noded"], check=False)
@@ -227,9 +229,10 @@ class Cluster(People):
 
     def stop_slurm(self) -> None:
         """Stop the nodes with their daemons, and slurmctld."""
-        for name in ("slurmd", "slurmctld"):
-            subprocess.run(["pkill", "-x", name], check=False)
-            self.until(lambda n=name: self.command(["pgrep", "-x", n], check=False).returncode != 0, f"{name} to end")
+        # by their arguments: after `scontrol reconfigure` they have executed themselves anew and are called "exe"
+        for name in (SLURMD, SLURMCTLD):
+            subprocess.run(["pkill", "-f", name], check=False)
+            self.until(lambda n=name: self.command(["pgrep", "-f", n], check=False).returncode != 0, f"{name} to end")
         subprocess.run(["pkill", "-f", "secure-slurm-noded"], check=False)
         # what it knows of the nodes' states would outlive a changed slurm.conf
         for state in Path("/var/spool/slurmctld").glob("node_state*"):
