@@ -20,10 +20,14 @@ flock 9
 [ -e "$root/.complete" ] && { echo "$root"; exit 0; }
 
 say() { printf '[root %s] %s\n' "$suite" "$*" >&2; }
-command -v mmdebstrap >/dev/null || {
-  say "installing mmdebstrap"
-  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mmdebstrap debian-archive-keyring; } >&2
-}
+missing=()
+for tool in mmdebstrap:mmdebstrap ip:iproute2 hostname:hostname unshare:util-linux; do
+  command -v "${tool%%:*}" >/dev/null || missing+=("${tool##*:}")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  say "installing ${missing[*]}"
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" debian-archive-keyring; } >&2
+fi
 rm -rf "${root:?}" "$root.part"
 # the mirror that this machine itself is configured to use
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' | grep -E '/debian/?$' | sort -u | head -n 1)
