@@ -21,6 +21,10 @@ unit)
   done
   if python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     run "unit tests on this machine's $(python3 --version)"
+    # the filter's tests run in a real Lua; the two roots have it
+    lua5.1 -e 'require "socket.unix"' 2>/dev/null || {
+      apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends lua5.1 lua-socket
+    } >&2
     venv=${SECURE_SLURM_CACHE:-/var/cache/secure-slurm}/venv-$(cat requirements/test.lock <(python3 --version) | sha256sum | cut -c1-12)
     if [ ! -e "$venv/.complete" ]; then
       rm -rf "$venv"
