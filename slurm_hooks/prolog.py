@@ -113,7 +113,8 @@ def _record_refusal(chain: Chain | None, job: HookJob, rule: str) -> None:
         return
     try:
         chain.append("start.refused", durable=True, job=job.job, uid=job.uid, node=job.node, rule=rule, hook="Prolog")
-    except AuditError as error:
+    except (AuditError, ValueError) as error:
+        # ValueError: the node daemon named a rule that is no rule; that must neither hide the refusal nor drain a node
         say("prolog", str(error))
 
 

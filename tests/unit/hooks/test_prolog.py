@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from audit.chain import Chain
 from conf.errors import Refused, SecureSlurmError
 from slurm_hooks.hookenv import read_job
-from slurm_hooks.prolog import NODE_FAULTS, _check_grant
+from slurm_hooks.prolog import NODE_FAULTS, _check_grant, _record_refusal
 
 EXTRA = "secure-slurm:class=phi;residency=eu;scratch=5"
 GRANT = {"class": "phi", "residency": "eu", "scratch": "5"}
@@ -65,3 +66,12 @@ def test_a_place_file_that_others_can_change(config: dict[str, Any]) -> None:
 def test_the_grant_of_the_job(config: dict[str, Any]) -> None:
     check(config, GRANT)
     check(config, GRANT | {"residency": "", "scratch": "0"}, "secure-slurm:class=phi")
+
+
+@pytest.mark.parametrize("rule", ["Not A Rule", "", "x" * 65, "a\nb"])
+def test_a_rule_that_is_none_does_not_end_the_refusal(
+    tmp_path: Path, rule: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = read_job({"SLURM_JOB_ID": "17", "SLURM_JOB_UID": "1001", "SLURMD_NODENAME": "n1"})
+    _record_refusal(Chain(tmp_path, "node", "n1"), job, rule)
+    assert "rule" in capsys.readouterr().err
