@@ -22,10 +22,10 @@ from slurm_hooks.engine import ERROR, Signer, record_of
 from slurm_hooks.filters import chain, judge_who
 from slurm_hooks.filters.job import SubmitJob, from_fields, partitions
 from slurm_hooks.filters.verdict import ALLOW, Allow, Context, Deny, Judge, Mutator
+from slurm_hooks.request import Submission
 
 Section = tuple[str | int, ...]
 Part = Literal["set", "judge"]
-VALUE_LIMIT = 8192  # job_submit.lua cuts what is longer, and says so
 MAX_TRIES = 2000
 MAX_CHOICES = 40
 _SMALL_SCRATCH = 10 * 2**30
@@ -67,26 +67,14 @@ class Request(NamedTuple):
     prefer: str | None = None
 
     def fields(self, user: str, uid: int) -> dict[str, bytes]:
-        """The ``submit`` request that job_submit.lua would send for this as a batch job, too long texts cut as there.
-
-        UsageError for a tag that cannot be written.
-        """
-        found = {"verb": b"submit", "submit_uid": str(uid).encode(), "user_id": str(uid).encode(), "has_script": b"1"}
+        """The ``submit`` request for this as a batch job. UsageError for a tag that cannot be written."""
         texts = {
-            "user_name": user,
             "extra": self.tag.to_extra(),
             "partition": self.partition,
             "features": self.constraint,
             "prefer": self.prefer,
         }
-        for name, text in texts.items():
-            if text is None:
-                continue
-            value = text.encode("utf-8", "surrogateescape")
-            found[name] = value[:VALUE_LIMIT]
-            if len(value) > VALUE_LIMIT:
-                found[f"{name}.cut"] = b"1"
-        return found
+        return Submission(uid=uid, user=user, texts=texts).fields()
 
     def options(self) -> dict[str, str]:
         """The same as options of secure-sbatch, by name, in the order in which they must stand."""

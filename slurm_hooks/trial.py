@@ -12,16 +12,17 @@ from collections.abc import Iterable, Mapping
 import attrs
 
 from conf.policy import Policy
-from conf.tag import ENVIRONMENT, PREFIX
+from conf.tag import PREFIX
 from keys.secret import Secret
 from slurm_hooks.engine import Decision, Signer, decide_submit
-from slurm_hooks.filters.asked import DIRECTIVE
+from slurm_hooks.filters.job import partitions
 from slurm_hooks.filters.verdict import Context
 from slurm_hooks.membership import Group
+from slurm_hooks.request import Submission
 from slurm_hooks.snapshot import Snapshot
 
 USER = "trial"
-_UID = "1000"
+_UID = 1000
 _LOGIN = "login"
 
 TEXTS = {
@@ -86,26 +87,21 @@ def decide(trial: Trial, policy: Policy, snapshot: Snapshot | None) -> Decision:
 
 def request(trial: Trial, policy: Policy) -> dict[str, bytes]:
     """The fields of the request, as job_submit.lua writes them."""
-    hosts = {name: f"{USER}{index}" for index, name in enumerate(policy.demanding_partitions())}
-    fields = {
-        "verb": "submit",
-        "submit_uid": _UID,
-        "user_id": _UID,
-        "user_name": trial.user,
-        "has_script": "1",
-        "alloc_node": hosts.get(trial.from_partition or "", _LOGIN),
-        **{TEXTS[word]: text for word, text in trial.texts.items()},
-        **{f"env.{name.lower()}": text for name, text in trial.environment.items() if name in ENVIRONMENT},
-    }
     # slurm.conf cannot be asked here: each partition that demands a tag gets one made-up node
-    optional = {
-        "extra": PREFIX + ";".join(f"{key}={text}" for key, text in trial.tag.items()) if trial.tag else "",
-        "script_lines": "\n".join(line for line in trial.script if line.startswith(DIRECTIVE)),
-        "default_partition": trial.default_partition or "",
-        "demand_nodes": "\n".join(f"{name}={host}" for name, host in hosts.items()),
-        "forced_sharing": trial.texts.get("partition", trial.default_partition or "") if trial.shared_by_force else "",
-        "het_job_offset": "0" if trial.het else "",
-        "cron_job": "1" if trial.cron else "",
-    }
-    fields |= {name: text for name, text in optional.items() if text}
-    return {name: text.encode("utf-8", "surrogateescape") for name, text in fields.items()}
+    hosts = {name: f"{USER}{index}" for index, name in enumerate(policy.demanding_partitions())}
+    default = trial.default_partition or None
+    tag = PREFIX + ";".join(f"{key}={text}" for key, text in trial.tag.items()) if trial.tag else None
+    texts = {TEXTS[word]: text for word, text in trial.texts.items()}
+    return Submission(
+        uid=_UID,
+        user=trial.user,
+        texts={"extra": tag, **texts},
+        numbers={"het_job_offset": 0 if trial.het else None},
+        script="\n".join(trial.script).encode("utf-8", "surrogateescape"),
+        environment=trial.environment,
+        host=hosts.get(trial.from_partition or "", _LOGIN),
+        default_partition=default,
+        demand_nodes=hosts,
+        forced_sharing=partitions(texts.get("partition", default)) if trial.shared_by_force else (),
+        cron=trial.cron,
+    ).fields()
