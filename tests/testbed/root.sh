@@ -9,7 +9,7 @@ top=$(cd "$here/../.." && pwd)
 cache=${SECURE_SLURM_CACHE:-/var/cache/secure-slurm}
 
 packages=slurm-wlm,slurmctld,slurmd,munge,slapd,ldap-utils,cryptsetup-bin,dmsetup,e2fsprogs,xfsprogs,lvm2,kmod,udev
-packages+=,iproute2,procps,psmisc,util-linux,lua5.1,lua-socket,python3,python3-venv,python3-ldap,ca-certificates,openssl,user-mode-linux
+packages+=,iproute2,nftables,procps,psmisc,util-linux,lua5.1,lua-socket,python3,python3-venv,python3-ldap,ca-certificates,openssl,user-mode-linux
 # accounting for the tests of policy replay; the core package is the server without its service and its clients
 packages+=,slurmdbd,mariadb-server-core
 [ "$suite" = trixie ] && packages+=,samba-ad-dc,samba-ad-provision,samba-dsdb-modules,samba-common-bin,winbind
