@@ -10,19 +10,21 @@ stays visible for ever.
 
 What this cannot do: whoever is root on the host may rewrite file and head together. Send heads off the host for that.
 
-Standard library only, and stateless between calls but for a hint: safe between processes, threads and after a fork.
+Standard library only. Safe between processes, threads and after a fork: what is kept between two lines (a hint, and the
+open file) is looked at again before it is used.
 """
 
 from __future__ import annotations
 
+import _thread
 import os
 import re
 import time
 from typing import NamedTuple
 
 from audit import events
-from audit.line import FORMAT, GENESIS, HEAD_SUFFIX, TRAIL_SUFFIX, Link, canonical, line_hash
-from audit.store import File, Folder, read_head, tail, write_whole
+from audit.line import FORMAT, GENESIS, HEAD_SUFFIX, TRAIL_SUFFIX, Link, canonical, sealed
+from audit.store import File, Folder, Kept, read_head, tail, write_whole
 from conf.errors import BackendUnavailable
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -60,6 +62,10 @@ class Chain:
         self.name = f"{host}-{writer}{TRAIL_SUFFIX}"
         self.boot = _boot_id()
         self._hint: _Hint | None = None
+        self._kept: Kept | None = None
+        # between threads of one process: with the file's lock alone they would sleep until it is free
+        self._mutex = _thread.allocate_lock()
+        self._pid = os.getpid()
 
     def append(self, event: str, *, durable: bool, **fields: object) -> Link:
         """Write one line; with ``durable`` it is on the disk when this returns. A field that is None is left out."""
@@ -83,38 +89,97 @@ class Chain:
         )
 
     def _append(self, event: str, fields: dict[str, events.Value], *, durable: bool) -> Link:
-        with Folder(self.directory) as folder, _locked(folder.fd, self.name) as file:
-            info = os.fstat(file.fd)
-            hint = self._hint
-            if hint is not None and (hint.inode, hint.size) == (info.st_ino, info.st_size):
-                link, text = hint.link, b""
-            else:
-                link, text = self._pick_up(folder.fd, file.fd, info.st_size)
-            first = link.seq == 0
-            link, line = self._line(link, event, fields)
-            text += line
-            self._hint = None
-            write_whole(file.fd, text, info.st_size)
-            self._hint = _Hint(info.st_ino, info.st_size + len(text), link)
-            file.unlock()
-            if durable or first:
-                # the very first head is written at once: a file without a head is then always a finding
-                os.fsync(file.fd)
-                if info.st_size == 0:
-                    os.fsync(folder.fd)
-                self._advance_head(folder.fd, file, link)
+        self._after_fork()
+        with self._mutex:
+            link = None if durable else self._append_kept(event, fields)
+            if link is not None:
+                return link
+            self._let_go()
+            folder = Folder(self.directory)
+            try:
+                file = _locked(folder.fd, self.name)
+            except BaseException:
+                os.close(folder.fd)
+                raise
+            mine = Kept(folder, file, f"{self.directory}/{self.name}", self._pid)
+            try:
+                link, new, first = self._append_anew(folder, file, event, fields)
+            except BaseException:
+                mine.close()
+                raise
+            if not durable and not first:
+                self._kept = mine
+                return link
+        try:
+            # the very first head is written at once: a file without a head is then always a finding
+            os.fsync(file.fd)
+            if new:
+                os.fsync(folder.fd)
+            self._advance_head(folder.fd, file, link)
+        finally:
+            mine.close()
+        return link
+
+    def _append_kept(self, event: str, fields: dict[str, events.Value]) -> Link | None:
+        """The line, written to the file that is still open; None when it has to be opened and read anew."""
+        kept, hint = self._kept, self._hint
+        if kept is None or hint is None:
+            return None
+        kept.file.lock()
+        try:
+            info = kept.unchanged()
+            if info is None or (hint.inode, hint.size) != (info.st_ino, info.st_size):
+                return None
+            link, line = self._line(hint.link, event, fields)
+            self._write(kept.file, info, line, link)
             return link
+        finally:
+            kept.file.unlock()
+
+    def _append_anew(
+        self, folder: Folder, file: File, event: str, fields: dict[str, events.Value]
+    ) -> tuple[Link, bool, bool]:
+        """The line, written to a file that was just opened and locked; whether it is the first, here and of all."""
+        info = os.fstat(file.fd)
+        hint = self._hint
+        if hint is not None and (hint.inode, hint.size) == (info.st_ino, info.st_size):
+            before, repair = hint.link, b""
+        else:
+            before, repair = self._pick_up(folder.fd, file.fd, info.st_size)
+        link, line = self._line(before, event, fields)
+        self._write(file, info, repair + line, link)
+        file.unlock()
+        return link, info.st_size == 0, before.seq == 0
+
+    def _write(self, file: File, info: os.stat_result, text: bytes, link: Link) -> None:
+        self._hint = None
+        write_whole(file.fd, text, info.st_size)
+        self._hint = _Hint(info.st_ino, info.st_size + len(text), link)
+
+    def _let_go(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+
+    def _after_fork(self) -> None:
+        """A child has the parent's open file, whose lock they would share, and perhaps a mutex that nobody frees."""
+        if self._pid != os.getpid():
+            self._mutex = _thread.allocate_lock()
+            self._pid = os.getpid()
+            self._let_go()
 
     def _flush(self) -> Link:
+        self._after_fork()
         with Folder(self.directory) as folder:
             try:
                 file = File(folder.fd, self.name, create=False)
             except FileNotFoundError:
                 return GENESIS
             with file:
-                file.lock()
-                last, _ = tail(file.fd, os.fstat(file.fd).st_size)
-                file.unlock()
+                with self._mutex:
+                    file.lock()
+                    last, _ = tail(file.fd, os.fstat(file.fd).st_size)
+                    file.unlock()
                 if last is None:
                     return GENESIS
                 os.fsync(file.fd)
@@ -122,19 +187,20 @@ class Chain:
                 return last
 
     def _line(self, link: Link, event: str, fields: dict[str, events.Value]) -> tuple[Link, bytes]:
-        line: dict[str, object] = {
-            "v": FORMAT,
-            "seq": link.seq + 1,
-            "time": _now(),
-            "host": self.host,
-            "writer": self.writer,
-            "boot": self.boot,
-            "event": event,
-            **fields,
-            "prev": link.hash,
-        }
-        digest = line_hash(line)
-        return Link(link.seq + 1, digest), canonical({**line, "hash": digest}).encode("ascii") + b"\n"
+        digest, line = sealed(
+            {
+                "v": FORMAT,
+                "seq": link.seq + 1,
+                "time": _now(),
+                "host": self.host,
+                "writer": self.writer,
+                "boot": self.boot,
+                "event": event,
+                **fields,
+                "prev": link.hash,
+            }
+        )
+        return Link(link.seq + 1, digest), line
 
     def _pick_up(self, folder: int, file: int, size: int) -> tuple[Link, bytes]:
         """Where the chain goes on, and what to write before the next line when the tail is not as it was left."""
@@ -163,12 +229,13 @@ class Chain:
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            file.lock()
-            head = read_head(folder, name)
-            if head is None or head.seq < link.seq:
-                os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-                temporary = ""
-            file.unlock()
+            with self._mutex:
+                file.lock()
+                head = read_head(folder, name)
+                if head is None or head.seq < link.seq:
+                    os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+                    temporary = ""
+                file.unlock()
         finally:
             if temporary:
                 os.unlink(temporary, dir_fd=folder)

@@ -61,11 +61,18 @@ FIELDS: dict[str, Kind] = {
     "residency": Kind("name", 32, _TAG),
     "region": Kind("name", 64, _WORD),
     "scratch": Kind("int"),
+    "datasets": Kind("text", 640),
+    "shadowed": Kind("text", 512),
     "partition": Kind("text", 256),
     "policy": Kind("name", 64, _HEX),
     "nonce": Kind("name", 64, _HEX),
     "incarnation": Kind("name", 64, _HEX),
     "key": Kind("name", 256, r"[A-Za-z0-9][A-Za-z0-9._-]*"),
+    "method": Kind("name", 16, r"[a-z][a-z0-9]*"),
+    "verified": Kind("bool"),
+    "identity": Kind("name", 64, r"[a-z0-9][a-z0-9-]*"),
+    "digest": Kind("name", 64, _HEX),
+    "binding": Kind("name", 32, r"[a-z][a-z-]*"),
     "mapper": Kind("name", 128, r"[A-Za-z0-9][A-Za-z0-9._-]*"),
     "cipher": Kind("name", 64, _WORD),
     "key_bits": Kind("int"),
@@ -98,9 +105,11 @@ EVENTS: dict[str, Event] = {
     "daemon.start": _event("", "version policy hook"),
     "daemon.stop": _event("", "version reason hook"),
     # deciding
-    "decision": _event("verdict rule verb uid", "submit_uid class residency scratch partition policy reason"),
+    "decision": _event(
+        "verdict rule verb uid", "submit_uid class residency scratch datasets shadowed partition policy reason"
+    ),
     "start.judged": _event(
-        "job verdict rule", "uid class residency scratch partition policy nodes restarts reason count"
+        "job verdict rule", "uid class residency scratch datasets shadowed partition policy nodes restarts reason count"
     ),
     "start.refused": _event("job rule", "uid verb reason result hook restarts"),
     "snapshot.loaded": _event("count", "bytes"),
@@ -113,6 +122,7 @@ EVENTS: dict[str, Event] = {
     "key.allow-deletion": _event("key"),
     "key.delete": _event("key evidence", "result"),
     "node.grant-read": _event("job node", "result key region"),
+    "node.place": _event("node method verified", "region identity digest binding reason"),
     "node.datakey": _event("job node incarnation key"),
     "node.unwrap": _event("job node incarnation key"),
     "node.lost": _event("node", "reason"),

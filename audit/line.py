@@ -34,9 +34,20 @@ GENESIS = Link(0, ZERO_HASH)
 """What stands before the first line of all."""
 
 
+# made once: json.dumps() makes a new one for each call with options
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
 def canonical(line: dict[str, object]) -> str:
     """The one text that a line's hash is taken of."""
-    return json.dumps(line, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _ENCODER.encode(line)
+
+
+def sealed(line: dict[str, object]) -> tuple[str, bytes]:
+    """The hash of a line that has none yet, and the whole line with it, as it is written."""
+    bare = canonical(line)
+    digest = hashlib.sha256(bare.encode("ascii")).hexdigest()
+    return digest, f'{bare[:-1]},"hash":"{digest}"}}\n'.encode("ascii")
 
 
 def line_hash(line: dict[str, object]) -> str:

@@ -14,6 +14,7 @@ import os
 import re
 import socket
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from conf.errors import BackendUnavailable
@@ -29,6 +30,7 @@ MAX_HEADER = len(MAGIC) + len(str(MAX_BODY)) + 1
 
 _KEY = re.compile(rb"[a-z0-9_.]{1,%d}" % MAX_KEY)
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,6}")
+_LENGTH_LIMIT = 8  # bytes of a length with its colon
 _NONCE = re.compile(r"[0-9a-zA-Z._-]{1,64}")
 
 
@@ -74,20 +76,34 @@ def decode_body(body: bytes) -> dict[str, bytes]:
     """The fields of a body. Refuses duplicate or odd keys, a key without a value, and anything left over."""
     if len(body) > MAX_BODY:
         raise WireError(f"the message has {len(body)} bytes; {MAX_BODY} are accepted")
-    fields: dict[str, bytes] = {}
-    offset = 0
-    while offset < len(body):
-        key, offset = _netstring(body, offset)
-        value, offset = _netstring(body, offset)
-        if not _KEY.fullmatch(key):
-            raise WireError("the message has a field whose name is not allowed")
-        name = key.decode("ascii")
-        if name in fields:
-            raise WireError(f"the message has the field {name} twice")
-        fields[name] = value
-        if len(fields) > MAX_FIELDS:
+    items: list[bytes] = []
+    offset, size, find = 0, len(body), body.find
+    while offset < size:
+        colon = find(b":", offset, offset + _LENGTH_LIMIT)
+        digits = body[offset:colon]
+        if colon < 0 or not digits.isdigit() or (digits[:1] == b"0" and digits != b"0"):
+            raise WireError("the message has a field without a proper length")
+        end = colon + 1 + int(digits)
+        if body[end : end + 1] != b",":
+            raise WireError("the message has a field that is cut off or not closed")
+        items.append(body[colon + 1 : end])
+        if len(items) > 2 * MAX_FIELDS:
             raise WireError(f"the message has more than {MAX_FIELDS} fields")
+        offset = end + 1
+    if len(items) % 2:
+        raise WireError("the message has a key without a value")
+    fields = dict(zip(map(_key, items[::2]), items[1::2], strict=True))
+    if len(fields) != len(items) // 2:
+        raise WireError("the message has a field twice")
     return fields
+
+
+@lru_cache(maxsize=4 * MAX_FIELDS)
+def _key(item: bytes) -> str:
+    """A field's name; the same few come again and again."""
+    if not _KEY.fullmatch(item):
+        raise WireError("the message has a field whose name is not allowed")
+    return item.decode("ascii")
 
 
 def text(fields: Mapping[str, bytes], name: str, default: str | None = None) -> str:
@@ -174,13 +190,3 @@ def _encode_text(value: str) -> bytes:
         return value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         raise WireError("a field's text cannot be encoded") from None
-
-
-def _netstring(body: bytes, offset: int) -> tuple[bytes, int]:
-    colon = body.find(b":", offset, offset + 8)
-    if colon < 0 or not _LENGTH.fullmatch(body, offset, colon):
-        raise WireError("the message has a field without a proper length")
-    end = colon + 1 + int(body[offset:colon])
-    if body[end : end + 1] != b",":
-        raise WireError("the message has a field that is cut off or not closed")
-    return body[colon + 1 : end], end + 1

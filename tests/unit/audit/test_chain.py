@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -227,3 +228,77 @@ def test_a_rotated_file_is_gone_on_with(folder: Path, chain: Chain) -> None:
     chain.append("daemon.stop", durable=True)
     (line,) = lines(folder)
     assert (line["seq"], line["prev"]) == (2, link.hash)
+
+
+def test_a_daemon_keeps_the_file_open_and_trusts_nothing_about_it(folder: Path, chain: Chain) -> None:
+    for _ in range(3):
+        chain.append("daemon.start", durable=False)
+    path = folder / "n1-node.jsonl"
+    path.chmod(0o660)
+    with pytest.raises(AuditError, match="only we can write"):
+        chain.append("daemon.stop", durable=False)
+    path.chmod(0o640)
+    folder.chmod(0o777)
+    with pytest.raises(AuditError, match="owner or a mode"):
+        chain.append("daemon.stop", durable=False)
+    folder.chmod(0o750)
+    assert chain.append("daemon.stop", durable=False).seq == 4
+
+
+def test_a_folder_that_was_replaced_is_seen_while_the_file_is_open(folder: Path) -> None:
+    (folder / "a").mkdir(mode=0o750)
+    chain = Chain(folder / "a", "node", "n1")
+    for _ in range(3):
+        chain.append("daemon.start", durable=False)
+    (folder / "a").rename(folder / "b")
+    with pytest.raises(AuditError, match="No such file"):
+        chain.append("daemon.stop", durable=False)
+    (folder / "b").rename(folder / "a")
+    assert chain.append("daemon.stop", durable=False).seq == 4
+
+
+def test_a_rotated_file_is_left_while_it_is_open(folder: Path, chain: Chain) -> None:
+    for _ in range(3):
+        chain.append("daemon.start", durable=False)
+    chain.flush()
+    (folder / "n1-node.jsonl").rename(folder / "n1-node.jsonl.1")
+    assert chain.append("daemon.stop", durable=False).seq == 4
+    assert len(lines(folder, "n1-node.jsonl.1")) == 3
+    assert head(folder)["seq"] == 3
+    assert chain.flush().seq == 4
+
+
+def _write_after_fork(chain: Chain, count: int) -> None:
+    for _ in range(count):
+        chain.append("daemon.start", durable=False)
+
+
+def test_a_fork_with_the_file_open_shares_no_lock(folder: Path, chain: Chain) -> None:
+    _write_after_fork(chain, 3)
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=_write_after_fork, args=(chain, 200)) for _ in range(2)]
+    for child in children:
+        child.start()
+    _write_after_fork(chain, 200)
+    for child in children:
+        child.join()
+    written = lines(folder)
+    assert [line["seq"] for line in written] == list(range(1, 604))
+    assert all(later["prev"] == earlier["hash"] for earlier, later in itertools.pairwise(written))
+
+
+def test_threads_write_one_chain(folder: Path, chain: Chain) -> None:
+    def write() -> None:
+        for number in range(100):
+            chain.append("daemon.start", durable=number % 50 == 0)
+            if number % 10 == 0:
+                chain.flush()
+
+    writers = [threading.Thread(target=write) for _ in range(4)]
+    for thread in writers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    written = lines(folder)
+    assert [line["seq"] for line in written] == list(range(1, 401))
+    assert all(later["prev"] == earlier["hash"] for earlier, later in itertools.pairwise(written))
