@@ -108,6 +108,8 @@ EVENTS: dict[str, Event] = {
     "decision": _event(
         "verdict rule verb uid", "submit_uid class residency scratch datasets shadowed partition policy reason"
     ),
+    # a job that was let pass by job_submit.lua itself, and that the daemon would have refused
+    "decision.differs": _event("verdict rule verb uid", "submit_uid partition policy reason"),
     "start.judged": _event(
         "job verdict rule", "uid class residency scratch datasets shadowed partition policy nodes restarts reason count"
     ),

@@ -46,6 +46,7 @@ def grant(job: int, size: int) -> Grant:
         scratch=str(size),
         klass="phi",
         residency="eu",
+        datasets="",
         created=str(int(time.time())),
     )
 

@@ -6,6 +6,7 @@ Text that ends up in a shell, Lua or Vault path has a charset so small that noth
 
 from __future__ import annotations
 
+import datetime
 import re
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -100,11 +101,28 @@ def _positive_size(text: str) -> int:
     return size
 
 
+def _date(value: object) -> datetime.date:
+    what = "a date such as 2027-03-31"
+    text = text_of(value, what)
+    try:
+        return datetime.date.fromisoformat(text if len(text) == len("2027-03-31") else "")
+    except ValueError:
+        raise ValueError(f"must be {what}, not {quote(text)}") from None
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+        raise ValueError(f"must be a whole number from 1, not {kind(value)}")
+    return value
+
+
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[1-9][0-9]{0,4})?/?"
 _PATH = Form(_path)
 
 Size = Annotated[int, _in_words(_positive_size, "a size such as 200M, 10G or 1T")]
 Duration = Annotated[float, _in_words(units.parse_duration, "a duration such as 200ms, 5s, 10m, 12h or 30d")]
+Date = Annotated[datetime.date, Form(_date)]
+Count = Annotated[int, Form(_count)]
 Name = Annotated[str, Form(_name)]
 Path = Annotated[str, _PATH]
 OptionalPath = Annotated[str, _optional(_PATH)]
@@ -116,11 +134,27 @@ ClusterName = Annotated[
 # '_' ends the node's name in the names of its transit keys, by which the Vault policy keeps nodes apart
 NodeName = Annotated[str, _matching(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}", "a host name of letters, digits, '.' and '-'")]
 PartitionName = Annotated[str, _matching(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", "a partition name (no spaces or quotes)")]
+# Accounts, QOS, reservations, GRES and licences ('matlab@server'); ',' and ':' take Slurm's lists of them apart
+SlurmWord = Annotated[str, _matching(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,63}", "a name of Slurm's (no spaces or commas)")]
+# mount(8): a mount point, or a source such as fs-1.efs.example:/, 10.0.0.1@tcp:/fsx, //server/share
+FileSystem = Annotated[
+    str, _matching(r"[A-Za-z0-9._/@+:,=\[\]-]{2,255}", "a mount point, or a source such as server:/path")
+]
+Rule = Annotated[str, _matching(r"[a-z]+\.[a-z]+(?:-[a-z]+)*", "the id of a rule, as in docs/rules.md")]
 # '&', '|', '*', ',' and brackets are operators of a constraint (sbatch(1), --constraint)
 Feature = Annotated[str, _matching(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", "a feature (letters, digits, '_', '.' and '-')")]
 Region = Annotated[str, _matching(r"[a-z0-9][a-z0-9-]{0,63}", "a region id such as eu-central-1")]
 UserName = Annotated[str, _matching(r"[a-z_][a-z0-9_-]{0,31}", "the name of a system account")]
 HttpsUrl = Annotated[str, _matching(rf"https://{_HOST}", "an https:// address (host and port, no path or password)")]
+# the metadata service is link-local and speaks plain HTTP only; loopback is for a stand-in
+MetadataUrl = Annotated[
+    str,
+    _matching(
+        r"http://(?:169\.254\.169\.254|127\.0\.0\.1)(?::[1-9][0-9]{0,4})?",
+        "http://169.254.169.254 or an http:// address on 127.0.0.1",
+    ),
+]
+AwsAccount = Annotated[str, _optional(_matching(r"[0-9]{12}", "an AWS account id (12 digits, in quotes)"))]
 LdapsUrl = Annotated[str, _matching(rf"ldaps://{_HOST}", "an ldaps:// address (ldap:// would send passwords in clear)")]
 Mount = Annotated[str, _matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}(?:/[A-Za-z0-9_-]{1,64}){0,3}", "a Vault mount path")]
 VaultRole = Annotated[str, _matching(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", "the name of a Vault role")]

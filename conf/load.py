@@ -93,9 +93,9 @@ def _flatten_child(error: Exception, where: Where, document: Document, group: Ba
     for note in getattr(error, "__notes__", []):
         if isinstance(note, AttributeValidationNote):
             if isinstance(error, KeyError):
-                yield from _missing(note.name, where, document, group)
+                yield from _missing(_key_of(group.cl, note.name), where, document, group)
                 return
-            where = (*where, note.name)
+            where = (*where, _key_of(group.cl, note.name))
             break
         if isinstance(note, IterableValidationNote):
             where = (*where, note.index)
@@ -125,7 +125,13 @@ def _dotted(where: Where) -> str:
 
 
 def _keys_of(shape: type) -> list[str]:
-    return [field.name for field in attrs.fields(shape) if field.metadata.get("in_file", True)]
+    return [_key_of(shape, field.name) for field in attrs.fields(shape) if field.metadata.get("in_file", True)]
+
+
+def _key_of(shape: type, name: str) -> str:
+    """An attribute's key in the file: another word where Python has taken it (``class``)."""
+    key: str = getattr(attrs.fields(shape), name).metadata.get("key", name)
+    return key
 
 
 def _plain(expected: type, words: str) -> Hook:
@@ -139,8 +145,12 @@ def _plain(expected: type, words: str) -> Hook:
 
 
 def _class_hook(shape: type) -> Hook:
-    options: dict[str, Any] = {field.name: override(omit=True) for field in attrs.fields(shape)}
-    options = {name: omit for name, omit in options.items() if name not in _keys_of(shape)}
+    options: dict[str, Any] = {
+        field.name: override(rename=_key_of(shape, field.name))
+        if field.metadata.get("in_file", True)
+        else override(omit=True)
+        for field in attrs.fields(shape)
+    }
     fill: Any = make_dict_structure_fn(shape, _CONVERTER, _cattrs_forbid_extra_keys=True, **options)
 
     def hook(value: object, _: object) -> object:

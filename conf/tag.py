@@ -1,7 +1,8 @@
-"""The tag of a job: its data class, residency and scratch size, and its text in Slurm's ``extra``.
+"""The tag of a job: its data class, residency, scratch size and datasets, and its text in Slurm's ``extra``.
 
-The canonical text is ``secure-slurm:class=phi;residency=eu;scratch=209715200`` (keys in this order, scratch in bytes,
-absent keys left out). Standard library only.
+The canonical text is ``secure-slurm:class=phi;residency=eu;scratch=209715200;datasets=a,b`` (keys in this order,
+scratch in bytes, datasets sorted, absent keys left out). A tag that names datasets may leave the class out: the filter
+puts in what they demand. Standard library only.
 """
 
 from __future__ import annotations
@@ -17,9 +18,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 PREFIX = "secure-slurm:"
-KEYS = ("class", "residency", "scratch")
+KEYS = ("class", "residency", "scratch", "datasets")
+OPTIONS = {"class": "class", "residency": "residency", "scratch": "scratch", "dataset": "datasets"}
+"""The word of an option, on the command line and in a script, and the tag's key."""
 # SECURE_SCRATCH is not among them: it is the path that the running job gets
-ENVIRONMENT = {"SECURE_CLASS": "class", "SECURE_RESIDENCY": "residency", "SECURE_SCRATCH_SIZE": "scratch"}
+ENVIRONMENT = {
+    "SECURE_CLASS": "class",
+    "SECURE_RESIDENCY": "residency",
+    "SECURE_SCRATCH_SIZE": "scratch",
+    "SECURE_DATASETS": "datasets",
+}
+MAX_DATASETS = 16
 # slurmctld refuses a comment, extra or constraint of more than 1024 bytes (job_mgr.c, _test_job_desc_fields)
 MAX_EXTRA = 1024
 
@@ -35,6 +44,8 @@ def is_name(text: str) -> bool:
 class Tag(NamedTuple):
     """What the user says of a job. ``residency`` None: not stated; ``scratch`` None: none asked, else bytes > 0.
 
+    ``datasets``: sorted, each once. ``klass`` may be "" only beside datasets, until the filter has derived it.
+
     The class itself checks nothing (a NamedTuple is built by unpickling, too): :meth:`from_pairs` and
     :func:`parse_extra` are the doors.
     """
@@ -42,14 +53,17 @@ class Tag(NamedTuple):
     klass: str
     residency: str | None = None
     scratch: int | None = None
+    datasets: tuple[str, ...] = ()
 
     def to_extra(self) -> str:
         """The canonical text. UsageError when a part would not be read back: nothing unreadable is ever written."""
-        parts = [f"class={self.klass}"]
+        parts = [f"class={self.klass}"] if self.klass else []
         if self.residency is not None:
             parts.append(f"residency={self.residency}")
         if self.scratch is not None:
             parts.append(f"scratch={self.scratch}")
+        if self.datasets:
+            parts.append(f"datasets={','.join(self.datasets)}")
         text = PREFIX + ";".join(parts)
         if parse_extra(text) != self:
             raise UsageError(f"the tag {quote(text)} cannot be written", advice="report this: it is a defect")
@@ -57,9 +71,10 @@ class Tag(NamedTuple):
 
     @classmethod
     def from_pairs(cls, pairs: Mapping[str, str] | Iterable[tuple[str, str]]) -> Self:
-        """A tag from ``class``, ``residency`` and ``scratch`` as a person writes them (``200M``, or bare bytes).
+        """A tag from the :data:`KEYS` as a person writes them (``200M`` or bare bytes; datasets joined by commas).
 
-        Raises UsageError for an unknown, repeated or empty key, a name outside the charset, or a missing class.
+        Raises UsageError for an unknown, repeated or empty key, a name outside the charset, or neither class nor
+        datasets.
         """
         items = pairs.items() if hasattr(pairs, "items") else pairs
         found: dict[str, str] = {}
@@ -71,14 +86,15 @@ class Tag(NamedTuple):
             if key in found:
                 raise UsageError(f"{key} is given twice in one tag", advice="give it once")
             found[key] = value
-        if "class" not in found:
-            raise UsageError("the tag names no data class", advice="add --class=NAME")
+        if "class" not in found and "datasets" not in found:
+            raise UsageError("the tag names neither a data class nor a dataset", advice="add --class=NAME")
         residency = found.get("residency")
         scratch = found.get("scratch")
         return cls(
-            klass=_name("class", found["class"]),
+            klass=_name("class", found["class"]) if "class" in found else "",
             residency=None if residency is None else _name("residency", residency),
             scratch=None if scratch is None else parse_scratch(scratch),
+            datasets=parse_datasets(found["datasets"]) if "datasets" in found else (),
         )
 
 
@@ -90,6 +106,16 @@ def parse_scratch(text: str) -> int:
             f"a scratch of {quote(text)} cannot be made", advice="leave scratch out, or ask for 1M or more"
         )
     return size
+
+
+def parse_datasets(text: str) -> tuple[str, ...]:
+    """``b,a`` as ``("a", "b")``. UsageError for what is no name, and for more than :data:`MAX_DATASETS`."""
+    found = tuple(sorted({_name("dataset", each) for each in text.split(",")}))
+    if len(found) > MAX_DATASETS:
+        raise UsageError(
+            f"the tag names {len(found)} datasets", advice=f"name {MAX_DATASETS} at most; one may include others"
+        )
+    return found
 
 
 def parse_extra(text: str) -> Tag:

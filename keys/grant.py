@@ -38,7 +38,7 @@ class Grant:
     ``v``: version of this form. ``incarnation``: this start of the job, 32 hex. ``key``: the node's transit key.
     ``nodes``: every node of the job, expanded, with commas. ``restarts``: Slurm's restart count. ``scratch``: bytes,
     "0" for none. ``klass`` ("class" in the dict) and ``residency``: the tag; residency may be "" (none).
-    ``created``: Unix seconds.
+    ``datasets``: their names with commas, "" for none. ``created``: Unix seconds.
     """
 
     v: str
@@ -53,6 +53,7 @@ class Grant:
     scratch: str
     klass: str
     residency: str
+    datasets: str
     created: str
 
     def __post_init__(self) -> None:
@@ -141,6 +142,7 @@ _CHECKS: dict[str, Callable[[str], bool]] = {
     "scratch": _is_number,
     "klass": is_name,
     "residency": lambda value: value == "" or is_name(value),
+    "datasets": lambda value: value == "" or all(map(is_name, value.split(","))),
     "created": _is_number,
 }
 

@@ -18,7 +18,7 @@ from slurm_hooks import record
 from slurm_hooks.filters import chain, change
 from slurm_hooks.filters.job import SubmitJob, from_fields, partitions
 from slurm_hooks.filters.judge_place import clean_strings
-from slurm_hooks.filters.verdict import Context, Deny
+from slurm_hooks.filters.verdict import Allow, Context, Deny
 
 LOG = logging.getLogger(__name__)
 
@@ -36,7 +36,10 @@ class Signer(NamedTuple):
 
 @attrs.frozen(kw_only=True)
 class Decision:
-    """What was decided, and what the trail says of it. ``uid`` is the job's owner; ``changes`` is told to Slurm."""
+    """What was decided, and what the trail says of it. ``uid`` is the job's owner; ``changes`` is told to Slurm.
+
+    ``shadowed``: the rules in shadow that would have refused it.
+    """
 
     allowed: bool
     rule: str
@@ -51,6 +54,7 @@ class Decision:
     policy: str = ""
     nonce: str = ""
     job: int | None = None
+    shadowed: tuple[str, ...] = ()
 
     def answer(self) -> dict[str, bytes | str]:
         """The fields of the answer."""
@@ -99,6 +103,7 @@ def _submit(fields: Mapping[str, bytes], context: Context, signer: Signer, blank
     verdict = chain.judge_job(job, context, chain.SUBMIT_JUDGES)
     if isinstance(verdict, Deny):
         return _denied(blank, verdict)
+    blank = attrs.evolve(blank, shadowed=_rules(verdict))
     if job.tag is None:
         return attrs.evolve(blank, allowed=True, rule="allow.untagged")
     signed = record_of(job, job.tag, context, signer)
@@ -123,6 +128,7 @@ def record_of(job: SubmitJob, tag: Tag, context: Context, signer: Signer) -> rec
         policy=context.policy.hash[:POLICY_DIGITS],
         nonce=record.new_nonce(),
         time=record.now(),
+        datasets=tag.datasets,
     )
 
 
@@ -141,7 +147,7 @@ def _modify(asked: change.Change, context: Context, signer: Signer, blank: Decis
         if isinstance(verdict, Deny):
             return _denied(blank, verdict)
         return attrs.evolve(blank, allowed=True, rule="allow.untagged")
-    tag = Tag(kept.klass, kept.residency, kept.scratch)
+    tag = kept.tag
     blank = attrs.evolve(blank, tag=tag, nonce=kept.nonce)
     verdict = change.tagged(asked, tag, signer.privileged)
     if isinstance(verdict, Deny):
@@ -160,7 +166,7 @@ def _kept_record(asked: change.Change, signer: Signer) -> record.Record | None:
         kept = record.verify(text, signer.key)
     except Refused as error:
         raise Refused(error.rule, f"{error}, so nothing about it can be changed", advice=advice) from None
-    tag = Tag(kept.klass, kept.residency, kept.scratch)
+    tag = kept.tag
     if kept.uid != asked.owner or kept.cluster != signer.cluster or extra != tag.to_extra():
         raise Refused(
             "record.mismatch",
@@ -192,12 +198,16 @@ def _merged(asked: change.Change, kept: record.Record, context: Context, allowed
     verdict = chain.judge_job(_without_record(forced), context, chain.MODIFY_JUDGES)
     if isinstance(verdict, Deny):
         return _denied(allowed, verdict)
-    return attrs.evolve(allowed, changes=forced.changes)
+    return attrs.evolve(allowed, changes=forced.changes, shadowed=_rules(verdict))
 
 
 def _without_record(job: SubmitJob) -> SubmitJob:
     # its record part was compared byte by byte, its free text was checked with it
     return attrs.evolve(job, strings={name: text for name, text in job.strings.items() if name != "admin_comment"})
+
+
+def _rules(verdict: Allow) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(each.rule for each in verdict.shadowed))
 
 
 def _denied(decision: Decision, verdict: Deny) -> Decision:

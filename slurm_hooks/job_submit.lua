@@ -23,9 +23,9 @@ local CONFIG_SECONDS = 10
 -- What is sent of a job: to add a field, add its name.
 local STRINGS = {
   "account", "acctg_freq", "admin_comment", "alloc_node", "array_inx", "batch_features", "burst_buffer", "clusters",
-  "comment", "container", "cpus_per_tres", "dependency", "exc_nodes", "extra", "features", "licenses", "mail_user",
-  "mcs_label", "mem_per_tres", "name", "network", "partition", "prefer", "qos", "req_nodes",
-  "reservation", "selinux_context", "std_err", "std_in", "std_out", "tres_bind", "tres_freq", "tres_per_job",
+  "comment", "container", "cpus_per_tres", "default_account", "default_qos", "dependency", "exc_nodes", "extra",
+  "features", "licenses", "mail_user", "mcs_label", "mem_per_tres", "name", "network", "partition", "prefer", "qos",
+  "req_nodes", "reservation", "selinux_context", "std_err", "std_in", "std_out", "tres_bind", "tres_freq", "tres_per_job",
   "tres_per_node", "tres_per_socket", "tres_per_task", "user_name", "wckey", "work_dir",
 }
 -- Numbers by the value that means "unset" (slurm.h: NO_VAL16, NO_VAL, NO_VAL64; api/init_msg.c says which).
@@ -48,18 +48,23 @@ local SHARED_FORCE = 32768 -- slurm.h: the bit of a partition's max_share
 local NUMBERS_NOT_ZERO = { "argc", "begin_time", "end_time", "immediate", "ntasks_per_board", "ntasks_per_tres",
   "segment_size" }
 local BOOLEANS = { "cron_job" }
-local ENVIRONMENT = { "SECURE_CLASS", "SECURE_RESIDENCY", "SECURE_SCRATCH_SIZE" }
+local ENVIRONMENT = {
+  "SECURE_CLASS", "SECURE_RESIDENCY", "SECURE_SCRATCH_SIZE", "SECURE_DATASETS", "SLURM_GET_USER_ENV",
+}
+-- Any of these shows that the submitter's session came with the job: with --export=NONE or NIL none of them does.
+local SESSION = { "HOME", "PATH", "USER", "SHELL", "PWD", "LD_PRELOAD", "LD_LIBRARY_PATH" }
 -- What is sent of a stored job, as rec.<name>.
 local RECORD = {
   "account", "admin_comment", "array_job_id", "array_task_id", "batch_features", "comment", "container",
   "curr_dependency", "extra", "features", "het_job_id", "het_job_offset", "job_id", "job_state", "licenses",
-  "mcs_label", "name", "nodes", "orig_dependency", "origin_cluster", "partition", "priority", "qos", "reservation",
-  "restart_cnt", "resv_name", "time_limit", "user_id", "user_name", "work_dir",
+  "max_nodes", "mcs_label", "min_nodes", "name", "nodes", "orig_dependency", "origin_cluster", "partition", "priority",
+  "qos", "reservation", "restart_cnt", "resv_name", "std_err", "std_in", "std_out", "time_limit", "tres_per_job",
+  "tres_per_node", "tres_per_socket", "tres_per_task", "user_id", "user_name", "work_dir",
 }
 -- What an answer may set.
 local SETTABLE = {
   admin_comment = "string", batch_features = "string", extra = "string", features = "string", prefer = "string",
-  requeue = "number", shared = "number",
+  max_nodes = "number", requeue = "number", shared = "number", time_limit = "number",
 }
 
 -- The two numbers that slurmctld understands, fixed now: a global that became nil must not turn into "accept".
@@ -389,9 +394,17 @@ local function collect_job(fields, job)
   end
 end
 
+-- What begins a line of a burst buffer's (burst_buffer.conf(5): the plugins datawarp and lua).
+local STAGING = { "#BB", "#DW" }
+
 -- Every line of the script that starts with #SECURE, wherever it is.
 local function collect_script(fields, script)
   fields.has_script = "1"
+  for _, word in ipairs(STAGING) do
+    if string.sub(script, 1, #word) == word or string.find(script, "\n" .. word, 1, true) then
+      fields.script_burst_buffer = "1"
+    end
+  end
   local lines, size, at = {}, 0, 1
   if string.sub(script, 1, 7) ~= "#SECURE" then
     at = string.find(script, "\n#SECURE", 1, true)
@@ -430,6 +443,33 @@ local function collect_environment(fields, job)
     if type(value) == "string" then
       put(fields, "env." .. string.lower(name), value)
     end
+  end
+  for _, name in ipairs(SESSION) do
+    if environment[name] ~= nil then
+      fields.user_environment = "1"
+      break
+    end
+  end
+end
+
+-- Who owns the jobs that a dependency names, "?" for one that slurmctld does not know: "afterok:12:13_4,after:14+5".
+local function collect_dependency(fields)
+  local text = fields.dependency
+  if not text or text == "" then
+    return
+  end
+  local jobs = type(slurm) == "table" and slurm.jobs
+  local found, seen = {}, {}
+  for id in string.gmatch(string.gsub(text, "[_+][%d%*]+", ""), "%d+") do
+    local job = type(jobs) == "table" and jobs[id]
+    local uid = job and type(job.user_id) == "number" and number(job.user_id) or "?"
+    if not seen[uid] then
+      seen[uid] = true
+      found[#found + 1] = uid
+    end
+  end
+  if #found > 0 then
+    put(fields, "dependency_uids", table.concat(found, ","))
   end
 end
 
@@ -576,6 +616,7 @@ local function submit_trace(fields, demanding)
   return mentions(fields.extra) or mentions(fields.admin_comment) or fields.script_lines ~= nil
     or fields["script_lines.overflow"] ~= nil or fields["env.secure_class"] ~= nil
     or fields["env.secure_residency"] ~= nil or fields["env.secure_scratch_size"] ~= nil
+    or fields["env.secure_datasets"] ~= nil
     or demands(fields.partition or fields.default_partition or (next(config.demand) or ""))
     or from_demanding_node(fields.alloc_node, demanding) or expands(fields)
 end
@@ -660,6 +701,7 @@ local function submit(job, part_list, submit_uid)
     collect_script(fields, script)
   end
   collect_environment(fields, job)
+  collect_dependency(fields)
   local demanding = collect_partitions(fields, part_list)
   local answer, problem = ask(fields)
   if not answer then
@@ -672,6 +714,7 @@ local function modify(job, record, part_list, modify_uid)
   refresh_config()
   local fields = { verb = "modify", modify_uid = number(modify_uid) }
   collect_job(fields, job)
+  collect_dependency(fields)
   for _, name in ipairs(RECORD) do
     put_any(fields, "rec." .. name, record[name])
   end

@@ -37,7 +37,8 @@ REMEMBERED = 3600 * 10**9
 class StartJob:
     """A job that was judged and may start: what its grants will say. ``scratch`` in bytes on each node, 0 for none.
 
-    ``nonce`` is the decision record's: it joins this start to the decision, which had no job id yet.
+    ``nonce`` is the decision record's: it joins this start to the decision, which had no job id yet. ``shadowed``: the
+    rules in shadow that would have refused it.
     """
 
     job: int
@@ -50,6 +51,8 @@ class StartJob:
     residency: str
     scratch: int
     nonce: str
+    datasets: tuple[str, ...] = ()
+    shadowed: tuple[str, ...] = ()
 
 
 @attrs.frozen

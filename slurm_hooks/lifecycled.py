@@ -106,6 +106,8 @@ class LifecycleDaemon:
                 klass=job.klass,
                 residency=job.residency or None,
                 scratch=job.scratch,
+                datasets=",".join(job.datasets) or None,
+                shadowed=",".join(job.shadowed) or None,
                 policy=self._live.policy.hash,
                 nonce=job.nonce,
             )

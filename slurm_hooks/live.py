@@ -35,10 +35,11 @@ class Live:
 
     def context(self) -> Context:
         """Policy and members for one request, taken together. Memory only."""
+        now = time.time()
         try:
-            return Context(self.policy, self._members.current(time.time()))
+            return Context(self.policy, self._members.current(now), now=now)
         except Refused as error:
-            return Context(self.policy, None, str(error), error.advice)
+            return Context(self.policy, None, str(error), error.advice, now)
 
     def members_age(self) -> str:
         """In words, for an admin."""

@@ -17,7 +17,13 @@ from slurm_hooks import wire
 from slurm_hooks.blame import hold, job_facts, number
 from slurm_hooks.hookenv import HookJob, read_job, say
 
-SENT = ("admin_comment", "extra", "features", "prefer", "partition", "user_name", "cluster", "dependency")
+SENT = {
+    **{name: name for name in ("admin_comment", "extra", "features", "prefer", "partition", "user_name", "cluster")},
+    **{name: name for name in ("dependency", "account", "qos", "licenses")},
+    **{name: name for name in ("tres_per_job", "tres_per_node", "tres_per_socket", "tres_per_task")},
+    "reservation": "resv_name",
+}
+"""The job's texts by the filters' names, and scontrol's (data_parser, JOB_INFO)."""
 
 
 def main() -> int:
@@ -52,7 +58,10 @@ def _start(config: dict[str, Any], job: HookJob, since: int) -> None:
         # a job that ends while slurmctld is asked about it has no other end: its start must not come after that
         "since": str(since),
     }
-    request |= {f"job.{name}": str(facts[name]) for name in SENT if facts.get(name)}
+    request |= {f"job.{name}": str(facts[key]) for name, key in SENT.items() if facts.get(key)}
+    # minutes; slurmctld calls a limit that is none infinite
+    request["job.time_limit"] = str(number(facts.get("time_limit"), 0xFFFFFFFF))
+    request["job.num_tasks"] = str(number(facts.get("tasks"), 1))
     lifecycle = config["lifecycle"]
     answer = wire.exchange(lifecycle["socket"], request, timeout=float(lifecycle["start_deadline"]))
     if answer.get("verdict") != b"allow":

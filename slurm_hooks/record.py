@@ -1,7 +1,7 @@
 """The decision record: what was decided about a job at submission, in Slurm's ``admin_comment``, under a MAC.
 
-Text: ``secure-slurm/1 cluster=.. uid=.. user=.. class=.. residency=.. scratch=.. policy=.. nonce=.. time=.. mac=..``,
-one order, single spaces, ``residency`` and ``scratch`` (bytes) absent when the tag has none; the MAC is HMAC-SHA256
+Text: ``secure-slurm/1 cluster=.. uid=.. user=.. class=.. residency=.. scratch=.. datasets=.. policy=.. nonce=.. time=..
+mac=..``, one order, single spaces, ``residency``, ``scratch`` (bytes) and ``datasets`` absent when the tag has none; the MAC is HMAC-SHA256
 over the text before `` mac=``. An admin may add `` | free text`` behind it. Users cannot write admin_comment
 (slurmctld, job_mgr.c), every user may read it: it holds no secret. It says what a modify may not change; the job as
 it then is gets judged again at its start.
@@ -19,13 +19,13 @@ import attrs
 
 from conf.errors import ConfigError, Refused
 from conf.safefile import read_safely
+from conf.tag import Tag
 from keys.secret import Secret
 
 PREFIX = "secure-slurm/1 "
 SEPARATOR = " | "
 MIN_KEY = 32
 MAX_KEY = 4096
-MAX_RECORD = 1024
 
 _NAME = r"[a-z0-9][a-z0-9-]{0,31}"
 _NUMBER = r"0|[1-9][0-9]{0,18}"
@@ -37,11 +37,12 @@ _RECORD = re.compile(
     rf" class=(?P<klass>{_NAME})"
     rf"(?: residency=(?P<residency>{_NAME}))?"
     rf"(?: scratch=(?P<scratch>{_NUMBER}))?"
+    rf"(?: datasets=(?P<datasets>{_NAME}(?:,{_NAME}){{0,15}}))?"
     r" policy=(?P<policy>[0-9a-f]{16})"
     r" nonce=(?P<nonce>[0-9a-f]{32})"
     rf" time=(?P<time>{_NUMBER})"
 )
-_SIGNED = re.compile(r"(?P<text>[\x21-\x7e ]{1,960}) mac=(?P<mac>[0-9a-f]{64})")
+_SIGNED = re.compile(r"(?P<text>[\x21-\x7e ]{1,1500}) mac=(?P<mac>[0-9a-f]{64})")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}")
 
 
@@ -58,6 +59,12 @@ class Record:
     policy: str
     nonce: str
     time: int
+    datasets: tuple[str, ...] = ()
+
+    @property
+    def tag(self) -> Tag:
+        """The tag that was decided on."""
+        return Tag(self.klass, self.residency, self.scratch, self.datasets)
 
 
 def new_nonce() -> str:
@@ -108,6 +115,7 @@ def verify(text: str, key: Secret) -> Record:
         policy=found["policy"],
         nonce=found["nonce"],
         time=int(found["time"]),
+        datasets=tuple(found["datasets"].split(",")) if found["datasets"] else (),
     )
 
 
@@ -147,6 +155,8 @@ def _text(record: Record) -> str:
         parts.append(f"residency={record.residency}")
     if record.scratch is not None:
         parts.append(f"scratch={record.scratch}")
+    if record.datasets:
+        parts.append(f"datasets={','.join(record.datasets)}")
     parts += [f"policy={record.policy}", f"nonce={record.nonce}", f"time={record.time}"]
     return " ".join(parts)
 

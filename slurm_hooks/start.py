@@ -15,7 +15,8 @@ from conf.quote import quote
 from conf.tag import Tag, parse_extra
 from keys.secret import Secret
 from slurm_hooks import constraint, record, wire
-from slurm_hooks.filters import judge_place, judge_tag, judge_who
+from slurm_hooks.filters import judge_place, judge_routes, judge_tag, judge_who
+from slurm_hooks.filters.chain import LIMITS, judge_job
 from slurm_hooks.filters.job import SubmitJob, partitions
 from slurm_hooks.filters.verdict import Context, Deny
 from slurm_hooks.lifecycle import StartJob
@@ -25,8 +26,9 @@ JUDGES = (
     judge_place.residency,
     judge_place.partition,
     judge_place.least_class,
-    judge_place.routes,
+    judge_routes.routes,
     judge_tag.scratch,
+    *LIMITS,
     judge_who.role,
 )
 _NO_VAL = 0xFFFFFFFE  # slurm.h: greater than every job id
@@ -74,7 +76,7 @@ def judge_start(request: StartRequest, cluster: str, key: Secret, context: Conte
         raise Refused("record.cluster", f"the job was accepted on cluster {quote(decided.cluster)}")
     if not request.uid == request.user_id == decided.uid:
         raise Refused("record.uid", "the decision was about another user's job")
-    tag = Tag(decided.klass, decided.residency, decided.scratch)
+    tag = decided.tag
     _same_tag(request.strings.get("extra", ""), tag)
     if request.het_job_id:
         raise Refused("route.het", "a component of a heterogeneous job cannot carry a tag")
@@ -89,11 +91,11 @@ def judge_start(request: StartRequest, cluster: str, key: Secret, context: Conte
         strings=dict(request.strings),
         tag=tag,
         partitions=partitions(request.strings.get("partition")),
+        numbers=_numbers(request),
     )
-    for judge in JUDGES:
-        verdict = judge(job, context)
-        if isinstance(verdict, Deny):
-            raise Refused(verdict.rule, verdict.message, advice=verdict.advice)
+    verdict = judge_job(job, context, JUDGES)
+    if isinstance(verdict, Deny):
+        raise Refused(verdict.rule, verdict.message, advice=verdict.advice)
     return StartJob(
         job=request.job,
         uid=decided.uid,
@@ -104,8 +106,20 @@ def judge_start(request: StartRequest, cluster: str, key: Secret, context: Conte
         klass=tag.klass,
         residency=tag.residency or "",
         scratch=tag.scratch or 0,
+        datasets=tag.datasets,
+        shadowed=tuple(dict.fromkeys(each.rule for each in verdict.shadowed)),
         nonce=decided.nonce,
     )
+
+
+def _numbers(request: StartRequest) -> dict[str, int]:
+    """What the job has now: its nodes are given, its limit is what slurmctld says (minutes)."""
+    found = {"min_nodes": len(request.nodes), "max_nodes": len(request.nodes)}
+    for name in ("time_limit", "num_tasks"):
+        text = request.strings.get(name, "")
+        if text.isascii() and text.isdigit():
+            found[name] = int(text)
+    return found
 
 
 def _same_tag(extra: str, tag: Tag) -> None:

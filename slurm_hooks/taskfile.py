@@ -26,6 +26,8 @@ def write(run_dir: str, job: int, grant: Mapping[str, str], scratch: str) -> Non
     lines = [f"SECURE_CLASS={grant['class']}"]
     if grant["residency"]:
         lines.append(f"SECURE_RESIDENCY={grant['residency']}")
+    if grant["datasets"]:
+        lines.append(f"SECURE_DATASETS={grant['datasets']}")
     if scratch:
         lines.append(f"SECURE_SCRATCH_SIZE={grant['scratch']}")
         lines += [f"SECURE_SCRATCH={scratch}", f"TMPDIR={scratch}/tmp"]  # noqa: S108  inside the job's own scratch

@@ -80,5 +80,6 @@ class VaultJobs:
             scratch=str(job.scratch) if job.scratch else NO_SCRATCH,
             klass=job.klass,
             residency=job.residency,
+            datasets=",".join(job.datasets),
             created=str(int(time.time())),
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from conf.errors import UsageError
 from conf.quote import did_you_mean, quote
-from conf.tag import KEYS
+from conf.tag import OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +29,9 @@ def read_directives(script: bytes) -> dict[str, str]:
     found: dict[str, tuple[str, int]] = {}
     for number, words in _lines(script):
         for key, value in _pairs(words, number):
+            if key == "datasets" and key in found:
+                found[key] = (f"{found[key][0]},{value}", number)
+                continue
             before = found.setdefault(key, (value, number))
             if before[0] != value:
                 raise UsageError(
@@ -72,12 +75,12 @@ def _pairs(words: list[str], number: int) -> Iterator[tuple[str, str]]:
     left = iter(words)
     for word in left:
         name, equals, value = word.partition("=")
-        key = name.removeprefix("--").removeprefix("secure-")
-        if not name.startswith("--") or key not in KEYS:
-            hint = did_you_mean(name, ["--" + each for each in KEYS])
+        key = OPTIONS.get(name.removeprefix("--").removeprefix("secure-"))
+        if not name.startswith("--") or key is None:
+            hint = did_you_mean(name, ["--" + each for each in OPTIONS])
             raise UsageError(f"line {number} of the script: unknown option {quote(name)}{hint}", advice=_ADVICE)
         if not equals:
             value = next(left, "")
         if not value:
-            raise UsageError(f"line {number} of the script: --{key} has no value", advice=_ADVICE)
+            raise UsageError(f"line {number} of the script: {name} has no value", advice=_ADVICE)
         yield key, value

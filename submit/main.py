@@ -158,8 +158,13 @@ def _environment(environ: Mapping[str, str], tag: Tag) -> dict[str, str]:
     """
     # SECURE_SCRATCH is the path in the job that we are called from; it would be a lie in the new one
     kept = {name: value for name, value in environ.items() if name != "SECURE_SCRATCH"}
-    final = {"class": tag.klass, "residency": tag.residency, "scratch": tag.scratch}
-    return {name: str(final[key]) for name, key in ENVIRONMENT.items() if final[key] is not None} | kept
+    final = {
+        "class": tag.klass,
+        "residency": tag.residency or "",
+        "scratch": str(tag.scratch or ""),
+        "datasets": ",".join(tag.datasets),
+    }
+    return {name: final[key] for name, key in ENVIRONMENT.items() if final[key]} | kept
 
 
 def _show(command: Command) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from conf.errors import UsageError
 from conf.quote import quote
-from conf.tag import ENVIRONMENT, Tag, is_name, parse_scratch
+from conf.tag import ENVIRONMENT, Tag, is_name, parse_datasets, parse_scratch
 from conf.units import format_size, parse_size
 
 if TYPE_CHECKING:
@@ -46,11 +46,14 @@ def merge(sources: list[Source]) -> Tag | None:
     if not any(source.values for source in sources):
         return None
     klass, residency, scratch = _classes(sources), _residencies(sources), _scratches(sources)
-    if klass is None:
+    datasets = _datasets(sources)
+    if klass is None and not datasets:
         raise UsageError(
-            "the tag names no data class", advice="add --secure-class=NAME, or --class=NAME to the #SECURE line"
+            "the tag names no data class and no dataset",
+            advice="add --secure-class=NAME or --secure-dataset=NAME, or either to the #SECURE line",
         )
-    return Tag(klass, residency, scratch)
+    # the class of datasets is the policy's to say
+    return Tag(klass or "", residency, scratch, datasets)
 
 
 def _said(sources: list[Source], key: str) -> list[tuple[Source, str]]:
@@ -103,6 +106,17 @@ def _scratches(sources: list[Source]) -> int | None:
             advice=f"ask for {format_size(size)} or more, or change {most.name}",
         )
     return size
+
+
+def _datasets(sources: list[Source]) -> tuple[str, ...]:
+    """All that any source names: more data can only ask for more protection."""
+    named: list[str] = []
+    for source, value in _said(sources, "datasets"):
+        try:
+            named += parse_datasets(value)
+        except UsageError as error:
+            raise UsageError(f"{source.name}: {error}", advice=error.advice) from None
+    return parse_datasets(",".join(named)) if named else ()
 
 
 def _size(source: Source, value: str) -> int:

@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from conf.errors import UsageError
 from conf.quote import did_you_mean, quote
+from conf.tag import OPTIONS
 
 PREFIX = "--secure-"
-VALUED = ("class", "residency", "scratch")
+VALUED = tuple(OPTIONS)
 FLAGS = ("help", "version", "dry-run", "explain")
 
 
@@ -62,7 +63,11 @@ def parse_own(own: list[str]) -> Own:
 def _add(values: dict[str, str], name: str, value: str) -> None:
     if not value:
         raise UsageError(f"{PREFIX}{name} has no value", advice=f"write {PREFIX}{name}=VALUE")
-    if values.setdefault(name, value) != value:
+    key = OPTIONS[name]
+    if key == "datasets" and key in values:
+        # one more of them is one more, as --mount and --env of other tools
+        values[key] = f"{values[key]},{value}"
+    elif values.setdefault(key, value) != value:
         raise UsageError(
-            f"{PREFIX}{name} is given twice: {quote(values[name])} and {quote(value)}", advice="give it once"
+            f"{PREFIX}{name} is given twice: {quote(values[key])} and {quote(value)}", advice="give it once"
         )

@@ -11,10 +11,10 @@ from typing import NamedTuple
 from conf.errors import UsageError
 from conf.policy import Policy
 from conf.quote import quote
-from conf.tag import ENVIRONMENT, Tag, is_name, parse_scratch
+from conf.tag import ENVIRONMENT, OPTIONS, Tag, is_name, parse_datasets, parse_scratch
 
 DIRECTIVE = "#SECURE"
-_OPTIONS = {f"--{prefix}{key}": key for key in ("class", "residency", "scratch") for prefix in ("", "secure-")}
+_OPTIONS = {f"--{prefix}{word}": key for word, key in OPTIONS.items() for prefix in ("", "secure-")}
 _ADVICE = "write it as in: #SECURE --class=phi --residency=eu --scratch=200M"
 
 
@@ -25,6 +25,7 @@ class Asked(NamedTuple):
     klass: str | None = None
     residency: str | None = None
     scratch: int | None = None
+    datasets: tuple[str, ...] = ()
 
     def weaker(self, tag: Tag, policy: Policy) -> str | None:
         """What of this the tag falls short of, in words; None when the tag is at least as strong."""
@@ -35,6 +36,9 @@ class Asked(NamedTuple):
             return f"residency {quote(self.residency)}, the job is tagged with {stated}"
         if self.scratch is not None and tag.scratch is None:
             return "encrypted scratch, the job's tag has none"
+        missing = [name for name in self.datasets if name not in tag.datasets]
+        if missing:
+            return f"dataset {quote(missing[0])}, which the job's tag does not name"
         return None
 
 
@@ -87,4 +91,5 @@ def _asked(source: str, pairs: dict[str, str]) -> Asked:
         pairs.get("class"),
         pairs.get("residency"),
         None if scratch is None else parse_scratch(scratch),
+        parse_datasets(pairs["datasets"]) if "datasets" in pairs else (),
     )

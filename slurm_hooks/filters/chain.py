@@ -6,17 +6,38 @@ from collections.abc import Sequence
 
 import attrs
 
-from slurm_hooks.filters import judge_place, judge_tag, judge_who, mutate
+from slurm_hooks.filters import (
+    derive,
+    judge_class,
+    judge_paths,
+    judge_place,
+    judge_routes,
+    judge_tag,
+    judge_who,
+    mutate,
+)
 from slurm_hooks.filters.job import SubmitJob
 from slurm_hooks.filters.verdict import Allow, Context, Deny, Judge, Mutator
 
 MUTATORS: tuple[Mutator, ...] = (
     mutate.refuse_cut,
     mutate.read_tag,
+    derive.derive_tag,
     mutate.default_scratch,
     mutate.force_constraint,
     mutate.whole_nodes,
+    mutate.default_time,
+    mutate.most_nodes,
     mutate.allow_requeue,
+)
+
+# What the class limits; the same at submission, for a change and at the start.
+LIMITS: tuple[Judge, ...] = (
+    judge_class.partitions,
+    judge_class.nodes,
+    judge_class.time,
+    judge_class.gpus,
+    judge_class.gres,
 )
 
 SUBMIT_JUDGES: tuple[Judge, ...] = (
@@ -28,10 +49,20 @@ SUBMIT_JUDGES: tuple[Judge, ...] = (
     judge_who.known_user,
     judge_place.residency,
     judge_tag.scratch,
-    judge_place.routes,
+    judge_routes.routes,
     judge_place.clean_strings,
     judge_place.partition,
     judge_place.least_class,
+    *LIMITS,
+    judge_class.array,
+    judge_paths.work_dir,
+    judge_paths.output,
+    judge_routes.mail,
+    judge_routes.container,
+    judge_routes.burst_buffer,
+    judge_routes.environment,
+    judge_routes.user_environment,
+    judge_routes.others,
     judge_who.role,
     judge_place.sharing,
 )
@@ -44,6 +75,11 @@ MODIFY_JUDGES: tuple[Judge, ...] = (
     judge_place.clean_strings,
     judge_place.partition,
     judge_place.least_class,
+    *LIMITS,
+    judge_paths.work_dir,
+    judge_paths.output,
+    judge_routes.mail,
+    judge_routes.others,
     judge_who.role,
     judge_place.sharing,
 )
@@ -75,13 +111,18 @@ def force_place(job: SubmitJob, context: Context, stored_features: str | None) -
 
 
 def judge_job(job: SubmitJob, context: Context, judges: Sequence[Judge]) -> Allow | Deny:
-    """Allow only if there are judges and every one of them said so."""
-    verdict: Allow | Deny = NO_VERDICT
+    """Allow only if there are judges and every one of them said so; a rule in shadow refuses nothing, and is told."""
+    said_something = False
+    shadowed: list[Deny] = []
     for judge in judges:
         found: object = judge(job, context)
         if isinstance(found, Deny):
-            return found
-        if not isinstance(found, Allow):
+            if not context.shadows(found.rule):
+                return found
+            shadowed.append(found)
+        elif isinstance(found, Allow):
+            shadowed.extend(found.shadowed)
+        else:
             return NO_VERDICT
-        verdict = found
-    return verdict
+        said_something = True
+    return Allow(tuple(shadowed)) if said_something else NO_VERDICT

@@ -14,7 +14,7 @@ from conf.quote import quote
 from conf.tag import Tag, mentions_tag
 from slurm_hooks import record
 from slurm_hooks.filters.job import STRINGS, cut_fields, demand_nodes, loose_text, number, optional_text, partitions
-from slurm_hooks.filters.judge_place import expansion
+from slurm_hooks.filters.judge_routes import expansion
 from slurm_hooks.filters.verdict import ALLOW, Context, Deny, Verdict
 from slurm_hooks.wire import WireError
 

@@ -21,6 +21,8 @@ STRINGS = [
     "comment",
     "container",
     "cpus_per_tres",
+    "default_account",
+    "default_qos",
     "dependency",
     "exc_nodes",
     "extra",
@@ -50,7 +52,13 @@ STRINGS = [
     "work_dir",
 ]
 
-_ENVIRONMENT = ("env.secure_class", "env.secure_residency", "env.secure_scratch_size")
+NUMBERS = ("mail_type", "max_nodes", "min_nodes", "num_tasks", "time_limit")
+"""The numbers that a judge looks at; ``time_limit`` in minutes (slurm.h)."""
+
+_ENVIRONMENT = (
+    *("env.secure_class", "env.secure_residency", "env.secure_scratch_size", "env.secure_datasets"),
+    "env.slurm_get_user_env",
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -60,7 +68,9 @@ class SubmitJob:
     ``strings`` are the user's texts by Slurm's name, ``cut`` the fields that were too long to be sent whole,
     ``demand_nodes`` the node list of each partition that demands a tag, ``forced_sharing`` those of its partitions
     where no job has nodes of its own, ``changes`` what Slurm is told to set.
-    ``partitions`` is resolved: empty means that not even the default is known.
+    ``partitions`` is resolved: empty means that not even the default is known. ``dependency_uids``: the owners of the
+    jobs that it depends on, ``?`` for one that is not known. ``user_environment``: variables of the submitter's session
+    come with it.
     """
 
     submit_uid: int
@@ -79,6 +89,10 @@ class SubmitJob:
     requeue: int | None = None
     het_offset: int | None = None
     cron: bool = False
+    numbers: Mapping[str, int] = attrs.field(factory=dict)
+    dependency_uids: tuple[str, ...] = ()
+    script_burst_buffer: bool = False
+    user_environment: bool = False
     cut: frozenset[str] = frozenset()
     tag: Tag | None = None
     changes: Mapping[str, str] = attrs.field(factory=dict)
@@ -86,6 +100,14 @@ class SubmitJob:
     def string(self, name: str) -> str | None:
         """A text of the user's, as the filters have left it."""
         return self.strings.get(name)
+
+    def number(self, name: str) -> int | None:
+        """One of :data:`NUMBERS`, None when unset."""
+        return self.numbers.get(name)
+
+    def with_number(self, name: str, value: int) -> SubmitJob:
+        """The job with a number set, which Slurm is told."""
+        return attrs.evolve(self, numbers={**self.numbers, name: value}, changes={**self.changes, name: str(value)})
 
     def with_string(self, name: str, value: str) -> SubmitJob:
         """The job with a text set, which Slurm is told if it is another one than before."""
@@ -117,6 +139,10 @@ def from_fields(fields: Mapping[str, bytes]) -> SubmitJob:
         requeue=number(fields, "requeue"),
         het_offset=number(fields, "het_job_offset"),
         cron="cron_job" in fields,
+        numbers=numbers(fields),
+        dependency_uids=partitions(optional_text(fields, "dependency_uids")),
+        script_burst_buffer="script_burst_buffer" in fields,
+        user_environment="user_environment" in fields,
         cut=cut_fields(fields),
     )
 
@@ -129,6 +155,12 @@ def number(fields: Mapping[str, bytes], name: str) -> int | None:
     if not value.isdigit() or len(value) > 20:
         raise WireError(f"the field {name} is not a whole number")
     return int(value)
+
+
+def numbers(fields: Mapping[str, bytes]) -> dict[str, int]:
+    """Those of :data:`NUMBERS` that are set. WireError for what is no whole number."""
+    found = ((name, number(fields, name)) for name in NUMBERS if name in fields)
+    return {name: value for name, value in found if value is not None}
 
 
 def loose_text(value: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Whether a tagged job would stay where it must: residency, partitions, and the ways out of this cluster."""
+"""Whether a tagged job would stay where it must: residency and partitions; and whether its texts can be trusted."""
 
 from __future__ import annotations
 
@@ -94,43 +94,6 @@ def sharing(job: SubmitJob, context: Context) -> Verdict:
         "force (OverSubscribe=FORCE), or is none that the job's owner may use",
         "choose another partition, or ask an admin for one without OverSubscribe=FORCE",
     )
-
-
-def expansion(dependency: str | None) -> Verdict:
-    """``route.dependency-expand``: no job, tagged or not, hands its nodes to another.
-
-    The other one may carry a tag, and would go on on nodes without a key, perhaps in another jurisdiction (with
-    SchedulerParameters=permit_job_expansion; measured). What the other job is, nobody can tell at this moment.
-    """
-    if "expand" in (dependency or "").lower():
-        return Deny(
-            "route.dependency-expand",
-            "a job cannot expand another one on this cluster: that one could get nodes without keys",
-            "submit it as a job of its own, without --dependency=expand",
-        )
-    return ALLOW
-
-
-def routes(job: SubmitJob, _context: Context) -> Verdict:
-    """``route.*``: ways by which a job would escape what was decided about it."""
-    expands = expansion(job.string("dependency"))
-    if job.tag is None or expands is not ALLOW:
-        return expands
-    if job.string("clusters"):
-        return Deny(
-            "route.clusters",
-            "a job that carries a tag is not sent to other clusters",
-            "submit it on the cluster where it is to run, without --clusters",
-        )
-    if job.cron:
-        return Deny("route.cron", "a scrontab job cannot carry a tag", "submit it with secure-sbatch --begin=...")
-    if job.het_offset is not None:
-        return Deny(
-            "route.het",
-            "a heterogeneous job cannot carry a tag",
-            "submit its components as jobs of their own",
-        )
-    return ALLOW
 
 
 def clean_strings(job: SubmitJob, _context: Context) -> Verdict:

@@ -1,15 +1,16 @@
-"""Whether this user may do this: identity, and the roles that LDAP groups give."""
+"""Whether this user may do this: identity, and the roles that LDAP groups or a break-glass grant give."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from conf.policy import Policy, Role
+from conf.policy import Policy, Role, ended
 from conf.quote import quote
 from slurm_hooks import record
 from slurm_hooks.filters.job import SubmitJob
-from slurm_hooks.filters.verdict import ALLOW, Context, Deny, Verdict
+from slurm_hooks.filters.judge_role import narrowed, some
+from slurm_hooks.filters.verdict import ALLOW, Allow, Context, Deny, Verdict
 from slurm_hooks.snapshot import Snapshot
+
+Roles = dict[str, Role]
 
 
 def own_job(job: SubmitJob, _context: Context) -> Verdict:
@@ -35,25 +36,34 @@ def known_user(job: SubmitJob, _context: Context) -> Verdict:
 
 
 def role(job: SubmitJob, context: Context) -> Verdict:
-    """``rbac.snapshot``, ``rbac.role``, ``role.partition``: some role covers class, place and partition."""
+    """``rbac.snapshot``, ``rbac.role``, ``role.*``, ``dataset.*``: one role of the user's covers all of the job.
+
+    Class, place, partition, account, QOS, reservation and licences must be covered by the same role, and each dataset
+    must name one of those that do. A rule in shadow narrows nothing.
+    """
     if job.tag is None:
         return ALLOW
     if context.members is None:
         return Deny("rbac.snapshot", context.members_problem, context.members_advice)
     policy = context.policy
     places = _places(job, policy)
-    fitting = {name: each for name, each in policy.roles.items() if _covers(each, job.tag.klass, places)}
     groups = context.members.groups_of(job.user_name or "")
-    held = {name: each for name, each in fitting.items() if groups.intersection(each.groups)}
-    if not held:
-        return _with_a_place(_no_role(job.tag.klass, places, fitting, context.members), job, context, groups)
-    if any(_takes(each, job.partitions) for each in held.values()):
-        return ALLOW
-    known = sorted({name for each in held.values() for name in each.partitions or ()})
-    return Deny(
-        "role.partition",
-        f"your role {_some(held)} does not cover partition {quote(','.join(job.partitions) or 'default')}",
-        f"use --partition={' or '.join(known)}" if known else "ask an admin which partition to use",
+    exempt = context.exempt_roles(job.user_name or "")
+    fitting = {name: each for name, each in policy.roles_for(job.tag.klass) if places <= frozenset(each.jurisdictions)}
+    held = {name: each for name, each in fitting.items() if name in exempt or holds(name, groups, context)}
+    if held:
+        return narrowed(job, held, context)
+    refused = _over(fitting, groups, context) or _with_a_place(
+        _no_role(job.tag.klass, places, fitting, context.members), job, context, groups
+    )
+    return Allow((refused,)) if context.shadows(refused.rule) else refused
+
+
+def holds(name: str, groups: frozenset[str], context: Context) -> bool:
+    """Whether one of the groups gives the role, itself or by a role that includes it, on this day."""
+    return any(
+        not each.groups.isdisjoint(groups) and not ended(each.until, context.now)
+        for each in context.policy.holdings(name)
     )
 
 
@@ -68,17 +78,24 @@ def _places(job: SubmitJob, policy: Policy) -> frozenset[str]:
     return frozenset(policy.jurisdictions) if None in found else frozenset(name for name in found if name is not None)
 
 
-def _covers(each: Role, klass: str, places: frozenset[str]) -> bool:
-    return klass in each.classes and places <= frozenset(each.jurisdictions)
+def _over(fitting: Roles, groups: frozenset[str], context: Context) -> Deny | None:
+    """``role.expired``: the user had a role that would do."""
+    ends = {
+        name: max(each.until for each in mine if each.until is not None)
+        for name in fitting
+        if (mine := [each for each in context.policy.holdings(name) if not each.groups.isdisjoint(groups)])
+    }
+    if not ends:
+        return None
+    name = max(ends, key=lambda each: (ends[each], each))
+    return Deny(
+        "role.expired",
+        f"your role {quote(name)} ended on {ends[name]}",
+        "ask an admin to renew it, with the agreement that it stands for",
+    )
 
 
-def _takes(each: Role, partitions: tuple[str, ...]) -> bool:
-    if each.partitions is None:
-        return True
-    return bool(partitions) and set(partitions) <= set(each.partitions)
-
-
-def _no_role(klass: str, places: frozenset[str], fitting: dict[str, Role], members: Snapshot) -> Deny:
+def _no_role(klass: str, places: frozenset[str], fitting: Roles, members: Snapshot) -> Deny:
     where = f" in {' and '.join(map(quote, sorted(places)))}" if places else ""
     if not fitting:
         return Deny(
@@ -89,7 +106,7 @@ def _no_role(klass: str, places: frozenset[str], fitting: dict[str, Role], membe
     names = sorted({_group_name(dn, members) for each in fitting.values() for dn in each.groups})
     return Deny(
         "rbac.role",
-        f"class {quote(klass)}{where} needs the role {_some(fitting)}, which you do not have",
+        f"class {quote(klass)}{where} needs the role {some(fitting)}, which you do not have",
         f"ask for membership in the group {' or '.join(map(quote, names))}; it counts within minutes",
     )
 
@@ -99,18 +116,14 @@ def _with_a_place(refused: Deny, job: SubmitJob, context: Context, groups: froze
     if job.tag is None or job.tag.residency is not None:
         return refused
     policy = context.policy
-    mine = {
-        name: each
-        for name, each in policy.roles.items()
-        if job.tag.klass in each.classes and groups.intersection(each.groups)
-    }
+    mine = {name: each for name, each in policy.roles_for(job.tag.klass) if holds(name, groups, context)}
     fixed = {policy.partition(name).jurisdiction for name in job.partitions} - {None}
     covered = sorted({place for each in mine.values() for place in each.jurisdictions if fixed <= {place}})
     if not covered:
         return refused
     return Deny(
         refused.rule,
-        f"the tag names no residency, so the job might run anywhere, and your role {_some(mine)} does not cover every "
+        f"the tag names no residency, so the job might run anywhere, and your role {some(mine)} does not cover every "
         "jurisdiction",
         f"add --secure-residency={' or --secure-residency='.join(covered)}",
     )
@@ -119,7 +132,3 @@ def _with_a_place(refused: Deny, job: SubmitJob, context: Context, groups: froze
 def _group_name(dn: str, members: Snapshot) -> str:
     group = members.groups.get(dn)
     return dn if group is None else group.name
-
-
-def _some(names: Iterable[str]) -> str:
-    return " or ".join(map(quote, sorted(names)))

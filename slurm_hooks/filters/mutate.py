@@ -29,6 +29,7 @@ DECISIVE = frozenset(
         "env.secure_class",
         "env.secure_residency",
         "env.secure_scratch_size",
+        "env.secure_datasets",
     ]
 )
 
@@ -53,7 +54,7 @@ def read_tag(job: SubmitJob, context: Context) -> SubmitJob | Deny:
     policy = context.policy
     if not policy.classes or not policy.roles:
         return Deny("policy.empty", "the policy of this cluster names no class or no role", "ask an admin to fill it")
-    if policy.data_class(tag.klass) is None:
+    if tag.klass and policy.data_class(tag.klass) is None:
         known = ", ".join(each.name for each in policy.classes)
         return Deny("class.unknown", f"this cluster has no data class {quote(tag.klass)}", f"use one of: {known}")
     return attrs.evolve(job, tag=tag)
@@ -108,6 +109,22 @@ def whole_nodes(job: SubmitJob, context: Context) -> SubmitJob | Deny:
     if job.tag is None or not _class_of(job.tag, context).exclusive_nodes or job.shared == EXCLUSIVE:
         return job
     return attrs.evolve(job, shared=EXCLUSIVE, changes={**job.changes, "shared": str(EXCLUSIVE)})
+
+
+def default_time(job: SubmitJob, context: Context) -> SubmitJob | Deny:
+    """The class's default time limit, for a job that names none. Minutes, rounded down, at least one."""
+    if job.tag is None or job.number("time_limit") is not None:
+        return job
+    default = _class_of(job.tag, context).default_time
+    return job if default is None else job.with_number("time_limit", max(1, int(default // 60)))
+
+
+def most_nodes(job: SubmitJob, context: Context) -> SubmitJob | Deny:
+    """The class's most nodes, for a job that names no maximum: by its tasks alone it could have any number."""
+    if job.tag is None or job.number("max_nodes") is not None:
+        return job
+    most = _class_of(job.tag, context).max_nodes
+    return job if most is None else job.with_number("max_nodes", most)
 
 
 def allow_requeue(job: SubmitJob, _context: Context) -> SubmitJob | Deny:

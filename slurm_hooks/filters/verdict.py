@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from conf.policy import Policy
+import attrs
+
+from conf.policy import Policy, ended
 from slurm_hooks.filters.job import SubmitJob
 from slurm_hooks.snapshot import Snapshot
-
-
-class Allow(NamedTuple):
-    """This step has nothing against the job."""
 
 
 class Deny(NamedTuple):
@@ -22,16 +20,52 @@ class Deny(NamedTuple):
     advice: str = ""
 
 
+class Allow(NamedTuple):
+    """This step has nothing against the job. ``shadowed``: what rules in shadow would have refused."""
+
+    shadowed: tuple[Deny, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Exemption:
+    """A break-glass grant in force: ``user`` holds ``role`` too, or may change the tag of ``job``, until ``until``.
+
+    ``until`` in Unix seconds; exactly one of ``role`` and ``job`` is set. ``id`` joins every use of it to its approval.
+    """
+
+    id: str
+    user: str
+    until: float
+    role: str | None = None
+    job: int | None = None
+
+
 class Context(NamedTuple):
     """What is known besides the job, taken once per request so that no step sees a reload half way.
 
-    ``members`` None: who is in which group is unknown (missing or too old), and ``members_problem`` says why.
+    ``members`` None: who is in which group is unknown (missing or too old), and ``members_problem`` says why. ``now``:
+    Unix seconds. ``exemptions``: the break-glass grants; whether one has ended is asked here, not where it was read.
     """
 
     policy: Policy
     members: Snapshot | None = None
     members_problem: str = "the group members have not been read yet"
     members_advice: str = "try again later"
+    now: float = 0.0
+    exemptions: tuple[Exemption, ...] = ()
+
+    def shadows(self, rule: str) -> bool:
+        """Whether the policy has put a rule in shadow, until a day that is not over."""
+        until = self.policy.shadow.get(rule)
+        return until is not None and not ended(until, self.now)
+
+    def exempt_roles(self, user: str) -> frozenset[str]:
+        """The roles that a user holds by break-glass at this moment."""
+        return frozenset(
+            each.role
+            for each in self.exemptions
+            if each.role is not None and each.user == user and self.now < each.until
+        )
 
 
 Verdict = Allow | Deny

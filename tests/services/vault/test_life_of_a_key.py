@@ -37,6 +37,7 @@ def start(nodes: tuple[str, ...] = ("n1", "n2")) -> list[Grant]:
             scratch="209715200",
             klass="phi",
             residency="eu",
+            datasets="",
             created="1790000000",
         )
         for node in nodes

@@ -5,11 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.errors import UsageError
-from conf.tag import Tag, is_name, mentions_tag, parse_extra, parse_scratch
+from conf.tag import MAX_DATASETS, Tag, is_name, mentions_tag, parse_extra, parse_scratch
 from conf.units import MAX_SIZE
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,31}", fullmatch=True)
-TAGS = st.builds(Tag, NAMES, st.none() | NAMES, st.none() | st.integers(1, MAX_SIZE))
+DATASETS = st.sets(NAMES, max_size=MAX_DATASETS).map(lambda names: tuple(sorted(names)))
+TAGS = st.builds(Tag, NAMES, st.none() | NAMES, st.none() | st.integers(1, MAX_SIZE), DATASETS)
 
 
 @pytest.mark.parametrize(
@@ -24,8 +25,14 @@ TAGS = st.builds(Tag, NAMES, st.none() | NAMES, st.none() | st.integers(1, MAX_S
         ("secure-slurm:class", "not key=value"),
         ("secure-slurm:class=phi;", "not key=value"),
         ("secure-slurm:class=phi,residency=eu", "is not a name"),
-        ("secure-slurm:residency=eu", "no data class"),
+        ("secure-slurm:residency=eu", "neither a data class nor"),
         ("secure-slurm:class=", "is not a name"),
+        ("secure-slurm:datasets=", "is not a name"),
+        ("secure-slurm:datasets=a,", "is not a name"),
+        ("secure-slurm:datasets=a b", "is not a name"),
+        ("secure-slurm:class=phi;datasets=A", "is not a name"),
+        ("secure-slurm:datasets=" + ",".join(f"d{n}" for n in range(17)), "17 datasets"),
+        ("secure-slurm:scratch=1;residency=eu", "neither a data class nor"),
         ("secure-slurm:class=Phi", "is not a name"),
         ("secure-slurm:class=-phi", "is not a name"),
         ("secure-slurm:class=phi\n", "is not a name"),
@@ -61,6 +68,8 @@ def test_canonical_text() -> None:
         "secure-slurm:class=phi;residency=eu;scratch=209715200"
     )
     assert Tag("phi").to_extra() == "secure-slurm:class=phi"
+    assert parse_extra("secure-slurm:datasets=b,a,b").to_extra() == "secure-slurm:datasets=a,b"
+    assert Tag("phi", datasets=("a",)).to_extra() == "secure-slurm:class=phi;datasets=a"
 
 
 @given(TAGS)
@@ -75,7 +84,8 @@ def test_round_trip(tag: Tag) -> None:
 def test_any_text_is_a_tag_or_a_usage_error(text: str) -> None:
     for each in (text, f"secure-slurm:{text}", f"secure-slurm:class=a;{text}"):
         try:
-            assert is_name(parse_extra(each).klass)
+            tag = parse_extra(each)
+            assert is_name(tag.klass) or (tag.klass == "" and tag.datasets)
         except UsageError as error:
             assert str(error).isprintable()
 
@@ -85,7 +95,7 @@ def test_pairs_may_be_a_mapping_or_a_list() -> None:
     assert Tag.from_pairs([("class", "phi"), ("residency", "eu")]) == Tag("phi", "eu")
     with pytest.raises(UsageError, match="twice"):
         Tag.from_pairs([("class", "phi"), ("class", "phi")])
-    with pytest.raises(UsageError, match="no data class"):
+    with pytest.raises(UsageError, match="neither a data class nor"):
         Tag.from_pairs({})
 
 

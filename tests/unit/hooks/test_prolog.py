@@ -13,7 +13,7 @@ from slurm_hooks.hookenv import read_job
 from slurm_hooks.prolog import NODE_FAULTS, _check_grant, _record_refusal
 
 EXTRA = "secure-slurm:class=phi;residency=eu;scratch=5"
-GRANT = {"class": "phi", "residency": "eu", "scratch": "5"}
+GRANT = {"class": "phi", "residency": "eu", "scratch": "5", "datasets": ""}
 
 
 @pytest.fixture
@@ -33,6 +33,8 @@ def check(config: dict[str, Any], grant: dict[str, str], extra: str = EXTRA) -> 
     [
         ({"class": "internal"}, EXTRA),
         ({"residency": ""}, EXTRA),
+        ({"datasets": "ukb"}, EXTRA),
+        ({}, f"{EXTRA};datasets=ukb"),
         ({"residency": "us"}, EXTRA),
         ({"scratch": "0"}, EXTRA),
         ({"scratch": "4"}, EXTRA),

@@ -11,18 +11,18 @@ import pytest
 from conf.errors import InternalError
 from slurm_hooks import taskfile
 
-GRANT = {"class": "phi", "residency": "eu", "scratch": "5"}
+GRANT = {"class": "phi", "residency": "eu", "scratch": "5", "datasets": ""}
 
 
 def test_the_lines(tmp_path: Path) -> None:
     taskfile.write(str(tmp_path), 17, GRANT, "/secure-scratch/17")
-    taskfile.write(str(tmp_path), 18, {"class": "internal", "residency": ""}, "")
+    taskfile.write(str(tmp_path), 18, {"class": "internal", "residency": "", "datasets": "a,b"}, "")
 
     assert (tmp_path / "task" / "17").read_text() == (
         "SECURE_CLASS=phi\nSECURE_RESIDENCY=eu\nSECURE_SCRATCH_SIZE=5\n"
         "SECURE_SCRATCH=/secure-scratch/17\nTMPDIR=/secure-scratch/17/tmp\n"
     )
-    assert (tmp_path / "task" / "18").read_text() == "SECURE_CLASS=internal\n"
+    assert (tmp_path / "task" / "18").read_text() == "SECURE_CLASS=internal\nSECURE_DATASETS=a,b\n"
 
 
 def test_every_task_may_read_it_whatever_the_umask(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_it_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         rename(old, new)
 
     monkeypatch.setattr(os, "rename", look)
-    taskfile.write(str(tmp_path), 17, {"class": "raw", "residency": ""}, "")
+    taskfile.write(str(tmp_path), 17, {"class": "raw", "residency": "", "datasets": ""}, "")
 
     assert seen[0].startswith("SECURE_CLASS=phi\n")
     assert seen[1] == (tmp_path / "task" / "17").read_text() == "SECURE_CLASS=raw\n"
@@ -70,7 +70,7 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["eu\nLD_PRELOAD=/tmp/x", "eu\r", "eu\0", "eu\x1b[2J", "ëu", "e\u202eu"])
-@pytest.mark.parametrize("name", ["class", "residency", "scratch"])
+@pytest.mark.parametrize("name", ["class", "residency", "scratch", "datasets"])
 def test_a_value_cannot_set_another_variable(tmp_path: Path, name: str, value: str) -> None:
     with pytest.raises(InternalError):
         taskfile.write(str(tmp_path), 17, {**GRANT, name: value}, value if name == "scratch" else "")

@@ -19,6 +19,7 @@ SOUND = {
     "scratch": "209715200",
     "class": "phi",
     "residency": "eu",
+    "datasets": "",
     "created": "1790000000",
 }
 START: dict[str, Any] = {"job": "17", "uid": "1001", "cluster": "test", "restarts": "0", "nodes": ["n2", "n1"]}
@@ -45,7 +46,7 @@ def test_what_is_not_text_is_refused(name: str, value: object) -> None:
         Grant.from_dict({**SOUND, name: value})
 
 
-@pytest.mark.parametrize("name", [name for name in SOUND if name != "residency"])
+@pytest.mark.parametrize("name", [name for name in SOUND if name not in {"residency", "datasets"}])
 def test_an_empty_field_is_refused(name: str) -> None:
     with pytest.raises(Refused):
         Grant.from_dict({**SOUND, name: ""})
@@ -76,6 +77,8 @@ def test_an_empty_field_is_refused(name: str) -> None:
         ("scratch", "200M"),
         ("class", "PHI"),
         ("residency", "e u"),
+        ("datasets", "A"),
+        ("datasets", "a,,b"),
         ("created", "now"),
     ],
 )

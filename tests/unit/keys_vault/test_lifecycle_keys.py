@@ -92,6 +92,7 @@ def grants(nodes: tuple[str, ...] = NODES) -> list[Grant]:
             scratch="0",
             klass="phi",
             residency="",
+            datasets="",
             created="1790000000",
         )
         for node in nodes
