@@ -6,6 +6,7 @@ name) is left out and noted, so that a mistake in the directory refuses somebody
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -25,7 +26,13 @@ _AD_EPOCH = 11_644_473_600
 _AD_NEVER = frozenset({0, 0x7FFFFFFFFFFFFFFF})
 _AD_DISABLED = 0x0002
 
-OPENLDAP_USER_STATE = ("shadowExpire", "nsAccountLock", "pwdAccountLockedTime")
+# Points in time at which an account ends: slapo-ppolicy(5), and the Kerberos schema that FreeIPA uses
+_ENDS = ("pwdEndTime", "krbPrincipalExpiration")
+_BEGINS = "pwdStartTime"
+# RFC 4517, 3.3.13: minutes and seconds may be absent, a fraction is of the last of them
+_TIME = re.compile(r"(\d{10})(\d{2})?(\d{2})?(?:[.,]\d{1,9})?(Z|[+-]\d{4})\Z", re.ASCII)
+
+OPENLDAP_USER_STATE = ("shadowExpire", "nsAccountLock", "pwdAccountLockedTime", _BEGINS, *_ENDS)
 AD_USER_STATE = ("userAccountControl", "accountExpires")
 
 
@@ -71,7 +78,7 @@ def account_open(entry: Entry, flavour: str, now: float) -> bool:
     """Whether the account may be used at ``now`` (Unix seconds). A state that cannot be read counts as closed."""
     try:
         return _ad_open(entry, now) if flavour == ACTIVE_DIRECTORY else _openldap_open(entry, now)
-    except ValueError:
+    except (ValueError, OverflowError):
         return False
 
 
@@ -83,9 +90,23 @@ def _openldap_open(entry: Entry, now: float) -> bool:
             return False
     if any(value.lower() not in ("false", "") for value in entry.texts("nsAccountLock")):
         return False
+    if any(_seconds(value) <= now for name in _ENDS for value in entry.texts(name)):
+        return False
+    if any(_seconds(value) > now for value in entry.texts(_BEGINS)):
+        return False
     # slapo-ppolicy(5): this value is an administrator's lock; other times are a password guessed wrong too often,
     # which ends by itself and must not let a guesser stop somebody else's jobs.
     return not any(value.startswith("00000101") for value in entry.texts("pwdAccountLockedTime"))
+
+
+def _seconds(text: str) -> float:
+    """A GeneralizedTime as Unix seconds, its fraction left out. Raises ValueError or OverflowError."""
+    match = _TIME.match(text)
+    if match is None:
+        raise ValueError("not a time")
+    hours, minutes, seconds, zone = match.groups()
+    digits = hours + (minutes or "00") + (seconds or "00")
+    return datetime.datetime.strptime(digits + zone.replace("Z", "+0000"), "%Y%m%d%H%M%S%z").timestamp()
 
 
 def _ad_open(entry: Entry, now: float) -> bool:
@@ -120,11 +141,15 @@ def user_name(entry: Entry, attribute: str, flavour: str, notes: Notes) -> str |
 
 
 class Users:
-    """The usable accounts of a directory: normal form of the entry's name -> login name, and the other way round."""
+    """The usable accounts of a directory: normal form of the entry's name -> login name, and the other way round.
 
-    def __init__(self, by_dn: dict[str, str]) -> None:
+    ``closed`` holds the entries and login names of those that are there and may not be used.
+    """
+
+    def __init__(self, by_dn: dict[str, str], closed: frozenset[str] = frozenset()) -> None:
         self.by_dn = by_dn
         self.names = frozenset(by_dn.values())
+        self.closed = closed
 
     @classmethod
     def collect(cls, entries: Iterable[Entry], attribute: str, flavour: str, now: float, notes: Notes) -> Users:
@@ -135,15 +160,29 @@ class Users:
         for entry in entries:
             name = user_name(entry, attribute, flavour, notes)
             key = normal_key(entry.dn, notes)
-            if name is None or key is None:
+            # A closed account counts for doubles too: else closing one of two namesakes would open the other. So does
+            # an alias: whose uid number a login by that name gets is not for us to guess.
+            for claimed in _claims(entry, attribute, flavour):
+                if claimed in holders:
+                    doubled.add(claimed)
+                    notes.add(
+                        f"two entries for user {short(claimed)[1:-1]}: {short(holders[claimed])}, {short(entry.dn)}; "
+                        "both left out"
+                    )
+                holders.setdefault(claimed, entry.dn)
+            if key is None:
                 continue
-            # A closed account counts for doubles too: else closing one of two namesakes would open the other.
-            if name in holders or key in by_dn:
-                doubled.update({name, by_dn.get(key, name)})
-                notes.add(f"two entries for user {name}: {short(holders.get(name, key))}, {short(key)}; both left out")
-            holders.setdefault(name, key)
-            by_dn[key] = name if account_open(entry, flavour, now) else ""
-        return cls({key: name for key, name in by_dn.items() if name and name not in doubled})
+            if key in by_dn:
+                doubled.update((by_dn[key], name or ""))
+                notes.add(f"two entries are called {short(key)}; both left out")
+            by_dn[key] = name if name and account_open(entry, flavour, now) else ""
+        usable = {key: name for key, name in by_dn.items() if name and name not in doubled}
+        return cls(usable, frozenset((*by_dn, *holders)).difference(usable, usable.values()))
+
+
+def _claims(entry: Entry, attribute: str, flavour: str) -> set[str]:
+    names = entry.texts(attribute)
+    return {name.lower() for name in names} if flavour == ACTIVE_DIRECTORY else set(names)
 
 
 def normal_key(dn: str, notes: Notes) -> str | None:

@@ -92,20 +92,35 @@ def walk(
     waiting = deque([(start, 0)])
     while waiting:
         group, depth = waiting.popleft()
-        members.update(name for name in group.texts("memberUid") if name in users.names)
+        if depth > max_depth:
+            notes.add(f"{short(start.dn)}: groups nested deeper than {max_depth} are left out")
+            continue
+        names = group.texts("memberUid")
+        members.update(name for name in names if name in users.names)
+        nobody = [name for name in names if name not in users.names and name not in users.closed]
         for key in _member_keys(group, notes):
             if key in users.by_dn:
                 members.add(users.by_dn[key])
             elif key not in seen:
                 seen.add(key)
                 inner = fetch(key)
-                if inner is not None and depth + 1 > max_depth:
-                    notes.add(f"{short(start.dn)}: groups nested deeper than {max_depth} are left out")
-                elif inner is not None:
+                if inner is not None:
                     waiting.append((inner, depth + 1))
+                elif key not in users.closed:
+                    nobody.append(key)
+        if nobody:
+            notes.add(_reserved(group.dn, nobody))
         if len(members) > MAX_MEMBERS or len(seen) > MAX_MEMBERS:
             raise _too_large(start.dn, f"more than {MAX_MEMBERS} members")
     return frozenset(members)
+
+
+def _reserved(group: str, nobody: Sequence[str]) -> str:
+    """A member that is left when its account is deleted lets in whoever gets that name next."""
+    return (
+        f"{short(group)}: {len(nobody)} of its members are no user and no group, such as {short(min(nobody))}; "
+        "whoever is given such a name is in the group, so remove it there"
+    )
 
 
 def _member_keys(group: Entry, notes: Notes) -> Iterator[str]:

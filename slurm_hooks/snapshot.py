@@ -8,55 +8,55 @@ unreadable or doubtful is a refusal, never an empty answer.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from conf.errors import BackendUnavailable, ConfigError, Refused
-from slurm_hooks.accounts import valid_user_name
+from slurm_hooks.membersfile import ADVICE, MAX_BYTES, Lines, dump, parse, parse_like
 from slurm_hooks.membership import Group
 
-VERSION = 1
-MAX_BYTES = 128 * 1024 * 1024
 MAX_FUTURE = 60.0  # seconds: a clock step that NTP makes in one go
 MODE = 0o640
 
-_ADVICE = "ask an administrator to look at the secure-slurm-ldapd service"
-_NOBODY: frozenset[str] = frozenset()
-_AFTER_DATE = b',"source":'
+_KNOWN_USERS = 10_000  # whose groups are remembered
 
 
 class Snapshot:
-    """One reading of the directory. Lookups are a dictionary access; nothing in here changes after it is made.
+    """One reading of the directory. Lookups are in memory; what they answer does not change after it is made.
 
     ``loaded_at`` is when the reading began (Unix seconds), ``source`` which server gave it. The keys of ``groups`` are
     the names as the policy writes them.
+
+    No table of users is made beforehand: for 50,000 people that takes a quarter of a second of the interpreter, in
+    which decisions wait. Asking each of 500 groups whether somebody is in it takes some 20 us, once for each user.
     """
 
-    __slots__ = ("_by_user", "groups", "loaded_at", "source")
+    __slots__ = ("_known", "groups", "loaded_at", "source")
 
     def __init__(self, loaded_at: float, source: str, groups: Mapping[str, Group]) -> None:
         self.loaded_at = loaded_at
         self.source = source
-        self.groups = dict(groups)
-        of_user: dict[str, list[str]] = {}
-        for dn, group in self.groups.items():
-            for name in group.members:
-                of_user.setdefault(name, []).append(dn)
-        # Thousands of people share a few combinations of groups: one set for each combination keeps this small.
-        shared: dict[tuple[str, ...], frozenset[str]] = {}
-        self._by_user = {
-            name: shared.setdefault(combination, frozenset(combination))
-            for name, combination in ((name, tuple(groups)) for name, groups in of_user.items())
-        }
+        self.groups = groups
+        self._known: dict[str, frozenset[str]] = {}
 
     def groups_of(self, user: str) -> frozenset[str]:
         """The policy's groups that this login name is in; empty for somebody unknown."""
-        return self._by_user.get(user, _NOBODY)
+        known = self._known.get(user)
+        if known is None:
+            known = frozenset(dn for dn, group in self.groups.items() if user in group.members)
+            if len(self._known) < _KNOWN_USERS:
+                self._known[user] = known
+        return known
+
+    def followed_by(self, loaded_at: float, source: str, groups: Mapping[str, Group]) -> Snapshot:
+        """A later reading. When its groups are the very same object, what was found about users stays known."""
+        later = Snapshot(loaded_at, source, groups)
+        if groups is self.groups:
+            later._known = self._known
+        return later
 
     def age(self, now: float) -> float:
         """Seconds since the reading began; negative when it lies in the future."""
@@ -75,15 +75,8 @@ class Snapshot:
             raise Refused(
                 "directory.stale",
                 f"the group members were read {age:.0f} s ago, more than the {max_age:.0f} s that are accepted",
-                advice=f"try again later; if it lasts, {_ADVICE}",
+                advice=f"try again later; if it lasts, {ADVICE}",
             )
-
-    def dated(self, loaded_at: float) -> Snapshot:
-        """The same members, read at another time. Nothing is copied or indexed again."""
-        other = object.__new__(Snapshot)
-        other.loaded_at, other.source = loaded_at, self.source
-        other.groups, other._by_user = self.groups, self._by_user
-        return other
 
     @classmethod
     def load(cls, path: str | Path, owner_uid: int, *, max_age: float, now: float) -> Snapshot:
@@ -93,33 +86,9 @@ class Snapshot:
         ``.future``, ``.stale``): not there, a link, not ``owner_uid``'s (or root's), writable by others, not what
         :func:`write_snapshot` writes, no group in it, or outside its time.
         """
-        snapshot = parse(_read_safely(os.fspath(path), owner_uid))
+        snapshot = cls(*parse(_read_safely(os.fspath(path), owner_uid)))
         snapshot.check_age(now, max_age)
         return snapshot
-
-
-class _Text(NamedTuple):
-    """A members file as it was read: what the refresh changes each time, and all the rest."""
-
-    head: bytes
-    rest: bytes
-
-    @classmethod
-    def of(cls, data: bytes) -> _Text:
-        """Split where :func:`_to_json` has put the date in front of everything else."""
-        head, mark, rest = data.partition(_AFTER_DATE)
-        return cls(head, mark + rest) if mark else cls(data, b"")
-
-
-def _parse_like(text: _Text, last: tuple[_Text, Snapshot] | None) -> Snapshot:
-    """As :func:`parse`; when only the date is another one than last time, the members are not read again.
-
-    Indexing 50,000 people takes a quarter of a second in which a decision has to wait for the interpreter.
-    """
-    if last is not None and text.rest and text.rest == last[0].rest:
-        # one small group in the place of all: the date goes through the same checks
-        return last[1].dated(parse(text.head + _AFTER_DATE + b'"","groups":{"-":{"name":"","members":[]}}}').loaded_at)
-    return parse(text.head + text.rest)
 
 
 def _read_safely(path: str, owner_uid: int) -> bytes:
@@ -150,58 +119,12 @@ def _read_safely(path: str, owner_uid: int) -> bytes:
 
 def _missing() -> Refused:
     return Refused(
-        "directory.missing", "the group members have not been read yet", advice=f"try again later, or {_ADVICE}"
+        "directory.missing", "the group members have not been read yet", advice=f"try again later, or {ADVICE}"
     )
 
 
 def _unsafe(path: str, what: str) -> Refused:
-    return Refused("directory.unsafe", f"the members file {path} {what}", advice=_ADVICE)
-
-
-def _damaged(what: str) -> Refused:
-    return Refused("directory.damaged", f"the members file is damaged: {what}", advice=_ADVICE)
-
-
-def parse(data: bytes) -> Snapshot:
-    """The snapshot in the bytes of a members file. Raises :class:`Refused`; the age is not looked at."""
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        raise _damaged("not JSON") from None
-    if not isinstance(document, dict):
-        raise _damaged("not an object")
-    if document.get("version") != VERSION or isinstance(document.get("version"), bool):
-        raise Refused(
-            "directory.version",
-            f"the members file has version {document.get('version')!r}, this program reads {VERSION}",
-            advice="restart secure-slurm-ldapd and secure-slurm-decisiond from the same release",
-        )
-    loaded_at, source, groups = document.get("loaded_at"), document.get("source"), document.get("groups")
-    # NaN compares false with everything: as a date it would never be too old
-    if isinstance(loaded_at, bool) or not isinstance(loaded_at, int | float) or not 0 < loaded_at < 1e11:
-        raise _damaged("loaded_at is not a time")
-    if not isinstance(source, str) or not isinstance(groups, dict):
-        raise _damaged("source or groups missing")
-    if not groups:
-        raise Refused("directory.empty", "the members file names no group", advice=_ADVICE)
-    parsed = {dn: _parse_group(dn, value) for dn, value in groups.items()}
-    # each name once, however many groups it is in
-    if not all(map(valid_user_name, frozenset().union(*(group.members for group in parsed.values())))):
-        raise _damaged("a member is no login name")
-    return Snapshot(float(loaded_at), source, parsed)
-
-
-def _parse_group(dn: str, value: object) -> Group:
-    if not isinstance(value, dict):
-        raise _damaged(f"group {dn[:80]!a} is not an object")
-    name, members, missing = value.get("name"), value.get("members"), value.get("missing", False)
-    if not isinstance(name, str) or not isinstance(members, list) or not isinstance(missing, bool):
-        raise _damaged(f"group {dn[:80]!a} lacks its name or members")
-    if not all(isinstance(member, str) for member in members):
-        raise _damaged(f"group {dn[:80]!a} holds something that is no name")
-    if missing and members:
-        raise _damaged(f"group {dn[:80]!a} is missing and has members")
-    return Group(name, frozenset(members), missing)
+    return Refused("directory.unsafe", f"the members file {path} {what}", advice=ADVICE)
 
 
 def write_snapshot(path: str | Path, snapshot: Snapshot) -> None:
@@ -213,7 +136,7 @@ def write_snapshot(path: str | Path, snapshot: Snapshot) -> None:
     """
     if not snapshot.groups:
         raise ConfigError("the policy names no group, so there is nothing to look up", advice="see roles.*.groups")
-    data = _to_json(snapshot)
+    data = dump(snapshot.loaded_at, snapshot.source, snapshot.groups)
     target = Path(path)
     try:
         _replace(target, data)
@@ -222,22 +145,6 @@ def write_snapshot(path: str | Path, snapshot: Snapshot) -> None:
             f"the members file {target} was not written: {error.strerror}",
             advice="check the directory's owner and free space; the old file stays in use until it is too old",
         ) from None
-
-
-def _to_json(snapshot: Snapshot) -> bytes:
-    groups: dict[str, dict[str, Any]] = {}
-    for dn, group in snapshot.groups.items():
-        groups[dn] = {"name": group.name, "members": sorted(group.members)}
-        if group.missing:
-            groups[dn]["missing"] = True
-    document = {"version": VERSION, "loaded_at": snapshot.loaded_at, "source": snapshot.source, "groups": groups}
-    data = json.dumps(document, separators=(",", ":")).encode()
-    if len(data) > MAX_BYTES:
-        raise ConfigError(
-            f"the members file would have {len(data)} bytes, more than {MAX_BYTES}",
-            advice="name smaller groups in the policy",
-        )
-    return data
 
 
 def _replace(target: Path, data: bytes) -> None:
@@ -276,8 +183,8 @@ class SnapshotCache:
         self.max_age = max_age
         self.problem: Refused | None = None
         self._seen: tuple[int, int] | None = None
+        self._lines: Lines | None = None
         self._snapshot: Snapshot | None = None
-        self._text: _Text | None = None
 
     def poll(self, now: float) -> bool:
         """Read the file if it is not the one read last; True when a new snapshot is in use. Never raises Refused."""
@@ -289,9 +196,9 @@ class SnapshotCache:
         if seen is not None and seen == self._seen:
             return False
         try:
-            text = _Text.of(_read_safely(self.path, self.owner_uid))
-            last = (self._text, self._snapshot) if self._text is not None and self._snapshot is not None else None
-            snapshot = _parse_like(text, last)
+            lines = parse_like(_read_safely(self.path, self.owner_uid), self._lines)
+            last, content = self._snapshot, lines.content
+            snapshot = Snapshot(*content) if last is None else last.followed_by(*content)
             snapshot.check_age(now, self.max_age)
         except Refused as error:
             self.problem = error
@@ -299,7 +206,7 @@ class SnapshotCache:
             self._seen = seen if error.rule in ("directory.damaged", "directory.version", "directory.empty") else None
             return False
         # The file may have been replaced between lstat and open: then it is newer than ``seen`` and is read again.
-        self._seen, self._snapshot, self._text, self.problem = seen, snapshot, text, None
+        self._seen, self._snapshot, self._lines, self.problem = seen, snapshot, lines, None
         return True
 
     def current(self, now: float) -> Snapshot:

@@ -49,7 +49,27 @@ def test_an_expired_or_unreadable_shadow_date_closes_the_account(day: str) -> No
     assert not account_open(entry(shadowExpire=day), OPENLDAP, NOW)
 
 
-@pytest.mark.parametrize("more", [{"nsAccountLock": "TRUE"}, {"pwdAccountLockedTime": "000001010000Z"}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"nsAccountLock": "TRUE"},
+        {"pwdAccountLockedTime": "000001010000Z"},
+        # 1_800_000_000 is 2027-01-15 08:00:00 UTC
+        {"pwdEndTime": "20270115080000Z"},
+        {"pwdEndTime": "20270115075959.9Z"},
+        {"pwdEndTime": "2027011509+0100"},
+        {"pwdEndTime": ["20990101000000Z", "20200101000000Z"]},
+        {"pwdEndTime": "soon"},
+        {"pwdEndTime": "20271301000000Z"},
+        {"pwdEndTime": "00000101000000Z"},
+        {"pwdEndTime": "20990101000000"},
+        {"pwdEndTime": "\u0662\u0660990101000000Z"},
+        {"krbPrincipalExpiration": "20270101000000Z"},
+        {"pwdStartTime": "20270115080001Z"},
+        {"pwdStartTime": "never"},
+        {"shadowExpire": "9" * 5000},
+    ],
+)
 def test_a_locked_account_is_closed(more: dict[str, str]) -> None:
     assert not account_open(entry(**more), OPENLDAP, NOW)
 
@@ -60,6 +80,8 @@ def test_a_locked_account_is_closed(more: dict[str, str]) -> None:
         {},
         {"shadowExpire": "-1"},
         {"shadowExpire": str(TODAY + 1)},
+        {"pwdEndTime": "20270115080001Z", "pwdStartTime": "20270115080000Z"},
+        {"krbPrincipalExpiration": "202701150901+0100"},
         {"nsAccountLock": "FALSE"},
         # by wrong guesses: not the account's fault, and it ends by itself
         {"pwdAccountLockedTime": "20261101120000Z"},
@@ -80,6 +102,8 @@ def test_an_open_account_is_open(more: dict[str, str]) -> None:
         {"userAccountControl": "512", "accountExpires": ad_ticks(NOW - 1)},
         {"userAccountControl": "512", "accountExpires": "1"},
         {"userAccountControl": "512", "accountExpires": "tomorrow"},
+        {"userAccountControl": "512", "accountExpires": "9" * 400},
+        {"userAccountControl": "9" * 5000},
     ],
 )
 def test_a_closed_active_directory_account(attributes: dict[str, Any]) -> None:
@@ -152,6 +176,26 @@ def test_two_entries_whose_names_fold_to_one_are_both_left_out() -> None:
     users, _ = collect(entry("cn=strasse,dc=test", uid="alice"), entry("cn=straße,dc=test", uid="bob"))
     assert not users.names
     assert not users.by_dn
+
+
+def test_an_alias_of_somebody_else_is_nobodys_name() -> None:
+    notes = Notes()
+    both = entry("uid=bob,dc=test", uid=["bob", "alice"])
+    users = Users.collect([both, entry(uid="alice")], "uid", OPENLDAP, NOW, notes)
+    assert users.names == {"bob"}
+    assert any("two entries for user alice" in note for note in notes.all())
+
+
+def test_an_entry_whose_name_cannot_be_read_still_doubles_a_login_name() -> None:
+    users = Users.collect([entry("no name", uid="alice"), entry(uid="alice")], "uid", OPENLDAP, NOW, Notes())
+    assert users.names == frozenset()
+
+
+def test_who_is_known_and_may_not_be_used_is_told_from_strangers() -> None:
+    users = Users.collect(
+        [entry(uid="alice", shadowExpire="1"), entry("uid=bob,dc=test", uid="bob")], "uid", OPENLDAP, NOW, Notes()
+    )
+    assert users.closed == {"uid=alice,dc=test", "alice"}
 
 
 def test_a_third_entry_does_not_bring_a_doubled_name_back() -> None:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_hooks.dn import MAX_DN, DnError, first_value, normalise
+from slurm_hooks.dn import MAX_DN, MAX_RDNS, DnError, _normalise, first_value, normalise
 
 
 @pytest.mark.parametrize(
@@ -112,3 +112,30 @@ def test_any_text_is_a_name_or_refused(text: str) -> None:
         normalise(text)
     except DnError:
         return
+
+
+PIECES = st.sampled_from(
+    [
+        *("uid", "UID", "Uid", "cn", "dc", "o", "userid", "=", ",", ", ", " ", "  ", "+", "\\", "#", "a", "Bob", "K"),
+        *("x.y@z-_9", "\u212a", "\u017f", "\n", "\t", '"', ";", "\\2c", "\0", "é"),
+    ]
+)
+
+
+@given(st.lists(PIECES, max_size=16).map("".join))
+def test_the_short_way_for_usual_names_says_what_the_long_way_says(text: str) -> None:
+    try:
+        expected = _normalise(text)
+    except DnError:
+        with pytest.raises(DnError):
+            normalise(text)
+    else:
+        assert normalise(text) == expected
+
+
+@pytest.mark.parametrize("text", [",".join(["dc=a"] * (MAX_RDNS + 1)), "dc=" + "a" * MAX_DN])
+def test_the_short_way_has_the_same_limits(text: str) -> None:
+    with pytest.raises(DnError):
+        normalise(text)
+    with pytest.raises(DnError):
+        _normalise(text)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from conf.errors import BackendUnavailable, ConfigError
 from slurm_hooks import membership
-from slurm_hooks.accounts import ACTIVE_DIRECTORY, OPENLDAP, Entry, Notes, Users
+from slurm_hooks.accounts import ACTIVE_DIRECTORY, OPENLDAP, Entry, Notes, Users, valid_user_name
 from slurm_hooks.dn import normalise
 from slurm_hooks.membership import Group, Members, escape_filter, read_members, walk
 
@@ -100,6 +100,20 @@ def test_nested_groups_and_cycles_are_walked_once() -> None:
     )
     assert members(source, "cn=phi,dc=test") == {"alice", "bob", "carol"}
     assert source.reads == ["cn=phi,dc=test", "cn=a,dc=test", "cn=b,dc=test"]
+
+
+def test_a_name_that_waits_for_somebody_is_told() -> None:
+    """An account that is made under the name of a deleted one would be in its groups."""
+    left = group("phi", "uid=alice,dc=test", "uid=gone,dc=test", "uid=dave,dc=test", "cn=inner,dc=test")
+    inner = group("inner", "uid=also-gone,dc=test")
+    inner.attributes["memberuid"] = [b"bob", b"dave", b"nobody"]
+    got = read(Fake(PEOPLE, [left, inner]), "cn=phi,dc=test")
+    assert got.groups["cn=phi,dc=test"].members == {"alice", "bob"}
+    told = [note for note in got.notes if "no user and no group" in note]
+    assert [note.partition(";")[0] for note in told] == [
+        "'cn=inner,dc=test': 2 of its members are no user and no group, such as 'nobody'",
+        "'cn=phi,dc=test': 1 of its members are no user and no group, such as 'uid=gone,dc=test'",
+    ]
 
 
 def test_a_member_that_is_gone_costs_no_question() -> None:
@@ -249,3 +263,57 @@ def test_the_name_of_the_group_is_escaped_in_the_query() -> None:
     read_ad(source)
     for query in source.queries:
         assert "1941:=CN\\3da\\5c\\2cb\\29\\28cn\\3d\\2a\\2cDC\\3dtest)" in query
+
+
+ODD = st.one_of(
+    st.binary(max_size=12),
+    st.sampled_from(
+        [
+            *(b"alice", b"uid=alice,dc=test", b"cn=a,dc=test", b"cn=b,dc=test", b"", b"\xff", b"cn=a, dc=test "),
+            *(b"groupOfNames", b"posixGroup", b"group", b"9" * 5000, b"-2147483646", b"512", b"cn=\\0a,dc=test"),
+            *(b"#x", b'"', b"uid=#04"),
+        ]
+    ),
+)
+ATTRIBUTES = st.dictionaries(
+    st.sampled_from(
+        [
+            *("objectclass", "cn", "member", "uniquemember", "memberuid", "member;range=0-1", "grouptype", "uid"),
+            *("shadowexpire", "pwdendtime", "nsaccountlock", "pwdaccountlockedtime"),
+            *("useraccountcontrol", "accountexpires"),
+        ]
+    ),
+    st.lists(ODD, max_size=4),
+    max_size=6,
+)
+ENTRIES = st.builds(
+    Entry, st.sampled_from(["cn=a,dc=test", "cn=b,dc=test", "uid=alice,dc=test", "x", "", "cn=\n"]), ATTRIBUTES
+)
+
+
+class Anything:
+    """Answers every question with whatever there is."""
+
+    def __init__(self, entries: list[Entry]) -> None:
+        self.entries = entries
+
+    def read(self, dn: str, attributes: Sequence[str]) -> Entry | None:
+        return self.entries[len(dn) % len(self.entries)] if self.entries else None
+
+    def search(self, base: str, query: str, attributes: Sequence[str]) -> Iterator[Entry]:
+        yield from self.entries
+
+
+@given(st.lists(ENTRIES, max_size=5), st.sampled_from([OPENLDAP, ACTIVE_DIRECTORY]))
+def test_whatever_a_directory_answers_is_members_or_a_reason(entries: list[Entry], flavour: str) -> None:
+    asked = ("cn=a,dc=test", "cn=b,dc=test", "nonsense")
+    try:
+        got = read_members(Anything(entries), asked, flavour=flavour, base=BASE, user_attribute="uid", now=NOW)
+    except ConfigError as error:
+        assert "only a part" in str(error)
+        return
+    assert set(got.groups) == set(asked)
+    for each in got.groups.values():
+        assert all(map(valid_user_name, each.members))
+        assert not (each.missing and each.members)
+    assert all(note.isprintable() for note in got.notes)

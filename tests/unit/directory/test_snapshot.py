@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.errors import BackendUnavailable, ConfigError, Refused
+from slurm_hooks import membersfile
 from slurm_hooks import snapshot as module
+from slurm_hooks.membersfile import Lines, dump, parse, parse_like
 from slurm_hooks.membership import Group
-from slurm_hooks.snapshot import Snapshot, SnapshotCache, parse, write_snapshot
+from slurm_hooks.snapshot import Snapshot, SnapshotCache, write_snapshot
 
 NOW = 1_800_000_000.0
 PHI = "cn=phi-eu,ou=groups,dc=example,dc=org"
@@ -223,8 +225,7 @@ def test_a_directory_that_is_not_there_is_told(tmp_path: Path) -> None:
         write_snapshot(tmp_path / "none" / "members.json", made())
 
 
-def test_a_big_site_fits_and_is_answered_from_a_table(path: Path) -> None:
-    """500 groups and 50,000 people: the lookup is one step in a dict, so its speed needs no clock to be known."""
+def test_a_big_site_fits(path: Path) -> None:
     people = [f"user{number:05}" for number in range(50_000)]
     groups = {
         f"cn=g{number},dc=test": Group(f"g{number}", frozenset(people[number * 100 : number * 100 + 200] + people[:50]))
@@ -236,8 +237,15 @@ def test_a_big_site_fits_and_is_answered_from_a_table(path: Path) -> None:
     assert len(loaded.groups_of("user00000")) == 500
     assert loaded.groups_of("user49999") == {"cn=g498,dc=test", "cn=g499,dc=test"}
     assert loaded.groups_of("user50000") == frozenset()
-    # who is in the same groups shares one set: memory grows with the combinations, not with the people
-    assert loaded.groups_of("user00210") is loaded.groups_of("user00220")
+    assert loaded.groups_of("user00000") is loaded.groups_of("user00000"), "asked of every group only once"
+
+
+def test_what_is_remembered_of_users_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_KNOWN_USERS", 2)
+    snapshot = made(phi="alice bob carol")
+    for _ in range(2):
+        assert [len(snapshot.groups_of(name)) for name in ("alice", "bob", "carol", "dave")] == [1, 1, 1, 0]
+    assert len(snapshot._known) == 2
 
 
 @given(st.binary(max_size=200))
@@ -367,3 +375,99 @@ def test_only_the_date_is_new_and_is_bad(tmp_path: Path, date: str) -> None:
     assert not cache.poll(1000.0)
     assert cache.problem is not None
     assert cache.current(1000.0).loaded_at == 1000.0
+
+
+GROUPS = {
+    "cn=a\n,dc=test": Group('"a"\n', frozenset({"alice", "bob"})),
+    "cn=b,dc=test": Group("b", frozenset(), missing=True),
+    "cn=c}\n}},dc=test": Group("c", frozenset({"alice"})),
+}
+
+
+def test_what_is_written_is_read_line_by_line_and_as_a_whole() -> None:
+    data = dump(NOW, "ldaps://a", GROUPS)
+    assert data.count(b"\n") == len(GROUPS) + 1
+    read = parse_like(data, None)
+    assert read.content == parse(data) == (NOW, "ldaps://a", GROUPS)
+    assert len(read.groups) == len(GROUPS)
+
+
+def test_only_the_groups_that_changed_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = parse_like(dump(NOW, "ldaps://a", GROUPS), None)
+    changed = {**GROUPS, "cn=b,dc=test": Group("b", frozenset({"carol"})), "cn=d": Group("d", frozenset())}
+    del changed["cn=a\n,dc=test"]
+    read: list[bytes] = []
+    really = membersfile._parse_line
+    monkeypatch.setattr(membersfile, "_parse_line", lambda line: read.append(line) or really(line))
+    second = parse_like(dump(NOW + 30, "ldaps://b", changed), first)
+    assert second.content == (NOW + 30, "ldaps://b", changed)
+    assert len(read) == 2
+    assert second.content.groups["cn=c}\n}},dc=test"] is first.content.groups["cn=c}\n}},dc=test"]
+
+
+def test_groups_in_another_order_are_read_as_they_stand() -> None:
+    first = parse_like(dump(NOW, "x", GROUPS), None)
+    turned = dict(reversed(GROUPS.items()))
+    second = parse_like(dump(NOW, "x", turned), first)
+    assert list(second.content.groups) == list(turned)
+    assert second.content.groups == GROUPS
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"members":["alice"]', b'"members":["al ice"]'),
+        (b'"members":["alice"]', b'"members":["alice"],"missing":true'),
+        (b'"members":["alice"]', b'"members":["alice"]},"cn=x":{"name":"x","members":["eve"]'),
+        (b'"cn=b,dc=test":', b'"cn=c}\\n}},dc=test":'),
+        (b'"cn=b,dc=test":{', b'"cn=b,dc=test":['),
+        (b'"version":1', b'"version":1,'),
+        (b'"source":"ldaps://a"', b'"source":7'),
+        (b"\n}}", b"\n}}}"),
+        (b"\n}}", b",\n\n}}"),
+    ],
+)
+def test_a_damaged_line_refuses_the_whole_file(path: Path, old: bytes, new: bytes) -> None:
+    data = dump(NOW, "ldaps://a", GROUPS)
+    first = parse_like(data, None)
+    assert old in data
+    for last in (None, first):
+        with pytest.raises(Refused) as caught:
+            parse_like(data.replace(old, new), last)
+        assert caught.value.rule == "directory.damaged"
+    write_snapshot(path, Snapshot(NOW, "ldaps://a", GROUPS))
+    cache = SnapshotCache(path, UID, 600.0)
+    assert cache.poll(NOW)
+    path.write_bytes(data.replace(old, new))
+    os.utime(path, ns=(1, 1))
+    assert not cache.poll(NOW)
+    assert cache.current(NOW).groups == GROUPS
+
+
+NAMES = st.frozensets(st.sampled_from(["alice", "bob", "carol", "x.y-z@w"]))
+FILES = st.dictionaries(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+    st.builds(Group, st.text(st.characters(exclude_categories=["Cs"]), max_size=4), NAMES, st.just(False)),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(st.lists(FILES, min_size=1, max_size=4))
+def test_a_file_read_after_others_says_what_it_says_alone(files: list[dict[str, Group]]) -> None:
+    last: Lines | None = None
+    for number, groups in enumerate(files):
+        last = parse_like(dump(NOW + number, "x", groups), last)
+        assert last.content == (NOW + number, "x", groups)
+
+
+@given(st.data())
+def test_a_file_that_was_cut_or_spoilt_is_read_as_a_whole_would_be_or_refused(data: st.DataObject) -> None:
+    whole = dump(NOW, "x", GROUPS)
+    at = data.draw(st.integers(0, len(whole) - 1))
+    spoilt = whole[:at] + data.draw(st.binary(max_size=3)) + whole[at + data.draw(st.integers(0, 3)) :]
+    try:
+        read = parse_like(spoilt, parse_like(whole, None)).content
+    except Refused:
+        return
+    assert read == parse(spoilt)
