@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 
+from conf.tag import ENVIRONMENT
+
 VALUE_LIMIT = 8192
 """Bytes of one field; job_submit.lua cuts what is longer, and says so."""
 NODES_LIMIT = 131072
@@ -20,8 +22,11 @@ DIRECTIVE = b"#SECURE"
 NOT_ZERO = frozenset(
     ["argc", "begin_time", "end_time", "immediate", "ntasks_per_board", "ntasks_per_tres", "segment_size"]
 )
-VARIABLES = frozenset(["SECURE_CLASS", "SECURE_RESIDENCY", "SECURE_SCRATCH_SIZE"])
+VARIABLES = frozenset([*ENVIRONMENT, "SLURM_GET_USER_ENV"])
 """The variables of a batch job's environment that are sent; nobody could list the others there."""
+SESSION = frozenset(["HOME", "PATH", "USER", "SHELL", "PWD", "LD_PRELOAD", "LD_LIBRARY_PATH"])
+"""Any of them shows that the environment of the submitter's session came with the job."""
+STAGING = (b"#BB", b"#DW")
 
 
 @attrs.frozen(kw_only=True)
@@ -32,7 +37,8 @@ class Submission:
     None is unset. ``uid`` and ``user`` are the owner's, ``submitter`` another uid that submits it. ``script``: the
     whole text of a batch script, None: there is none (srun, salloc). ``environment``: by variable; None: not sent.
     ``default_partition``, ``demand_nodes`` (the nodes of each partition that demands a tag), ``forced_sharing`` (those
-    of the job's partitions with OverSubscribe=FORCE) and ``host`` (where it is submitted) is what slurmctld adds.
+    of the job's partitions with OverSubscribe=FORCE), ``dependency_uids`` (the owners of the jobs that it depends on,
+    ``?`` for one that is not known) and ``host`` (where it is submitted) is what slurmctld adds.
     """
 
     uid: int
@@ -46,6 +52,7 @@ class Submission:
     default_partition: str | None = None
     demand_nodes: Mapping[str, str] = attrs.field(factory=dict)
     forced_sharing: tuple[str, ...] = ()
+    dependency_uids: tuple[str, ...] = ()
     cron: bool = False
 
     def fields(self) -> dict[str, bytes]:
@@ -74,10 +81,13 @@ class Submission:
             yield "demand_nodes", "\n".join(f"{name}={nodes}" for name, nodes in self.demand_nodes.items())
         if self.forced_sharing:
             yield "forced_sharing", ",".join(self.forced_sharing)
+        if self.dependency_uids:
+            yield "dependency_uids", ",".join(self.dependency_uids)
         # srun and salloc send no environment
         if self.environment is not None and (self.script is not None or "het_job_offset" in self.numbers):
             yield "has_environment", "1"
             yield from ((f"env.{name.lower()}", self.environment.get(name)) for name in sorted(VARIABLES))
+            yield "user_environment", "1" if SESSION & self.environment.keys() else None
 
 
 def _put(found: dict[str, bytes], name: str, value: bytes) -> None:
@@ -90,6 +100,8 @@ def _put(found: dict[str, bytes], name: str, value: bytes) -> None:
 def _put_script(found: dict[str, bytes], script: bytes) -> None:
     """Every line that starts with ``#SECURE``, wherever it stands, as far as they are read."""
     found["has_script"] = b"1"
+    if any(line.startswith(STAGING) for line in script.split(b"\n")):
+        found["script_burst_buffer"] = b"1"
     kept: list[bytes] = []
     size = 0
     for line in script.split(b"\n"):

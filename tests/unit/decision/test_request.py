@@ -36,6 +36,8 @@ def test_the_limits_are_the_filters() -> None:
         assert f"local {name} = {getattr(request, name)}" in source
     assert lua_list("NUMBERS_NOT_ZERO") == request.NOT_ZERO
     assert lua_list("ENVIRONMENT") == request.VARIABLES
+    assert lua_list("SESSION") == request.SESSION
+    assert set(re.findall(r'"(#\w+)"', source)) >= {word.decode() for word in (*request.STAGING, request.DIRECTIVE)}
     assert f"dependency = {request.LIMITS['dependency']}" in source
 
 
@@ -83,6 +85,11 @@ JOBS: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"script": b"#!/bin/sh\n", "environment": {"SECURE_CLASS": "phi", "SECURE_RESIDENCY": "", "HOME": "/x"}},
         {"script": b"#!/bin/sh\n", "environment": {"SECURE_CLASS": "phi", "SECURE_RESIDENCY": "", "HOME": "/x"}},
     ),
+    *(
+        ({"script": text, "environment": dict(said)}, {"script": text, "environment": dict(said)})
+        for text in (b"#BB create", b"#!/bin/sh\n#DW x", b"#!/bin/sh\n #DW x\ntrue #BB")
+        for said in ({"PATH": "/bin"}, {"LD_PRELOAD": ""}, {"SLURM_GET_USER_ENV": "1"}, {"EDITOR": "vi"})
+    ),
     # srun sends no environment
     ({"environment": {"SECURE_CLASS": "phi"}}, {"environment": {"SECURE_CLASS": "phi"}}),
     (
@@ -107,6 +114,8 @@ JOBS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ),
     ({"numbers": {"time_limit": 4294967295}}, {"time_limit": 4294967295}),
     ({"cron": True}, {"cron_job": True}),
+    ({"texts": {"dependency": "singleton"}}, {"dependency": "singleton"}),
+    ({"texts": {"dependency": "afterok:7_1"}, "dependency_uids": ("?",)}, {"dependency": "afterok:7_1"}),
     (
         {"texts": {"partition": "force,open,none"}, "forced_sharing": ("force", "none")},
         {"partition": "force,open,none"},
