@@ -29,6 +29,9 @@ from slurm_hooks.snapshot import Snapshot, write_snapshot
 
 LOG = logging.getLogger("secure-slurm-ldapd")
 JITTER = 0.1  # of the interval, so that the daemons of two head nodes do not ask together for ever
+REST = 1 / 6  # of the interval: the least time between the end of a reading and the next
+PROMISED = 60.0  # seconds after which somebody who was taken out of a group gets nothing new
+NOTICING = 2.0  # seconds until the deciders have the new file: they look every second
 MAX_NAMES = 10  # of people in one log line
 _ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
 _SIGNALS = _ENDING | {signal.SIGHUP}
@@ -57,6 +60,8 @@ class Reader:
         self.clock = clock
         self.last: Snapshot | None = None
         self._failed = False
+        self._took = 0.0  # seconds, the last reading
+        self._late = False
         self._refused = 0  # logins in a row that were refused
         self._said: frozenset[str] = frozenset()
 
@@ -71,6 +76,7 @@ class Reader:
         """Read once and replace the file. Raises what the reading or the writing raised; the old file then stays."""
         # The moment before the reading: what the directory changed since may be missing from it.
         started = self.clock()
+        began = time.monotonic()
         try:
             reading = read_directory(self.request, started, stopping=stopping)
             snapshot = Snapshot(started, reading.uri, reading.members.groups)
@@ -79,15 +85,30 @@ class Reader:
             self._failed = True
             self._refused = self._refused + 1 if isinstance(error, CredentialsRefused) else 0
             raise
+        finally:
+            self._took = time.monotonic() - began
         self._report(snapshot, frozenset((*reading.failures, *reading.members.notes)))
         self.last, self._failed, self._refused = snapshot, False, 0
 
     def delay(self) -> float:
-        """Seconds until the next reading. Refused logins make it longer each time, for they count towards a lock."""
+        """Seconds until the next reading, which begins at most ``ldap.refresh`` after the last one began.
+
+        A directory that is slow is given a rest all the same. Refused logins make the wait longer each time, for they
+        count towards a lock.
+        """
         interval = self.site.refresh
         if self._refused:
             interval = min(interval * 2.0 ** min(self._refused, 20), max(interval, self.site.max_age))
-        return interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load, guards nothing
+        interval *= random.uniform(1 - JITTER, 1)  # noqa: S311 - spreads load, guards nothing
+        return max(interval - self._took, interval * REST)
+
+    def longest(self) -> float:
+        """Seconds for which somebody may still count who was taken out of a group, if readings take what the last took.
+
+        The worst case: the removal comes just after a reading has passed the group. The next one begins after the
+        interval (or the rest), takes its time, and the deciders notice the new file.
+        """
+        return max(self.site.refresh, self._took + self.site.refresh * REST) + self._took + NOTICING
 
     def situation(self) -> str:
         """What the deciders have to work with after a failure, in words."""
@@ -102,6 +123,14 @@ class Reader:
         for remark in sorted(remarks - self._said):
             LOG.warning("%s", remark)
         self._said = remarks
+        late = self.longest() > PROMISED
+        if late and not self._late:
+            LOG.warning(
+                "the reading took %.0f s: who is removed from a group may count for %.0f s more, not for %.0f; "
+                "see ldap.refresh and ldap.uris",
+                *(self._took, self.longest(), PROMISED),
+            )
+        self._late = late
         if self.last is None or self._failed:
             people = frozenset().union(*(group.members for group in snapshot.groups.values()))
             LOG.info("members read from %s: %d groups, %d people", snapshot.source, len(snapshot.groups), len(people))
