@@ -2,8 +2,9 @@
 
 Rendering the same files twice gives the same bytes. hooks.json has ``format``; ``cluster`` (name, head_nodes,
 slurm_bin, slurm_user); ``lifecycle`` (socket, start_deadline in seconds, ended_dir); ``node`` (run_dir with ``%n``,
-place_file, prolog_deadline in seconds); ``scratch``; ``audit`` (directory); ``regions`` (region id to jurisdiction);
-``secure_partitions``; and ``sources``, the sha256 of each YAML file, by which a stale one is refused.
+place_file, proof, prolog_deadline in seconds and whatever else the site file says of nodes); ``scratch``; ``audit``
+(directory); ``regions`` (region id to jurisdiction); ``secure_partitions``; and ``sources``, the sha256 of each YAML
+file, by which a stale one is refused.
 """
 
 from __future__ import annotations

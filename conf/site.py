@@ -52,12 +52,45 @@ class Lifecycle:
 
 
 @attrs.frozen(kw_only=True)
+class Ec2Proof:
+    """``node.proof: ec2``. ``certificates``: a folder with one ``<region id>.pem`` for each region.
+
+    ``account``: the AWS account that the instances must belong to ("": any). ``oldest``: seconds since the launch of an
+    instance, above which its document is refused.
+    """
+
+    certificates: forms.Path = "/etc/secure-slurm/ec2"
+    instance_file: forms.NodePath = "/etc/secure-slurm/instance-%n"
+    account: forms.AwsAccount = ""
+    oldest: forms.Duration = 365 * 86400.0
+    endpoint: forms.MetadataUrl = "http://169.254.169.254"
+
+
+@attrs.frozen(kw_only=True)
+class ManifestProof:
+    """``node.proof: manifest``. ``public_key``: the site's Ed25519 key, PEM."""
+
+    file: forms.NodePath = "/etc/secure-slurm/node-%n.manifest"
+    public_key: forms.Path = "/etc/secure-slurm/manifest.pub"
+
+
+@attrs.frozen(kw_only=True)
 class Node:
-    """A compute node. ``%n`` in a path is the node's Slurm name; ``prolog_deadline``: seconds, below 60."""
+    """A compute node. ``%n`` in a path is the node's Slurm name; ``prolog_deadline``: seconds, below 60.
+
+    ``proof``: how a node proves the region of its place file; ``none`` proves nothing, and every tagged job is refused.
+    ``proof_lifetime``: seconds that a verdict on an EC2 document is used again, an hour at most. ``metadata_users``:
+    who besides root and the node daemon may reach the metadata service once it is closed.
+    """
 
     run_dir: forms.NodePath = "/run/secure-slurm/node-%n"
     place_file: forms.Path = "/etc/secure-slurm/place"
     prolog_deadline: forms.Duration = 45.0
+    proof: Literal["none", "file", "manifest", "ec2"] = "none"
+    proof_lifetime: forms.Duration = 60.0
+    ec2: Ec2Proof = Ec2Proof()
+    manifest: ManifestProof = ManifestProof()
+    metadata_users: tuple[forms.UserName, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

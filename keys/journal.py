@@ -68,6 +68,8 @@ class Record(NamedTuple):
     size_bytes: int = 0
     created: float = 0.0
     changed: float = 0.0
+    place: str = ""
+    """The node's verdict on its own place when the job started (keys/place.py); "" in a journal of an older version."""
 
 
 class Journal:
@@ -297,6 +299,8 @@ class Journal:
             data = json.loads(text.decode("ascii"))
         except (ValueError, RecursionError):
             raise self._damaged(name, "it is cut short or garbled") from None
+        if isinstance(data, dict):
+            data.setdefault("place", "")
         if not isinstance(data, dict) or data.pop("v", None) != 1 or set(data) != set(Record._fields):
             raise self._damaged(name, "its fields are not those of a journal")
         _check_types(data, lambda why: self._damaged(name, why))

@@ -1,8 +1,8 @@
 """The node daemon: logs in to Vault as this node, reads the grant, hands the data key to the Prolog. Unprivileged.
 
 It cannot mount and needs no capability; the root Prolog asks it over a Unix socket that answers to root alone. What the
-Prolog says of the job is compared with the grant, what the grant says of the place with this node's own place file;
-the data key is asked for only when both agree.
+Prolog says of the job is compared with the grant, what the grant says of the place with this node's own place file and
+its proof (keys/place_proof.py); the data key is asked for only when all agree.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from conf.errors import Refused, SecureSlurmError
+from conf.errors import BackendUnavailable, Refused, SecureSlurmError
 from conf.policy import DEFAULT_PATH as POLICY_PATH
 from conf.policy import Policy, load_policy
-from conf.safefile import read_safely
 from conf.site import DEFAULT_PATH as SITE_PATH
 from conf.site import Site, load_site
 from conf.slurmnames import for_node
 from keys.grant import Grant
 from keys.names import check_node
+from keys.place import Verdict
+from keys.place_proof import Prover
 from keys.vault_node import VaultNode
 from slurm_hooks import wire
-from slurm_hooks.serve import Answer, Fields, Peer, notify, serve
+from slurm_hooks.serve import Answer, Fields, Peer, notify, refusal, serve
 
 LOG = logging.getLogger(__name__)
 SOCKET = "daemon/node.sock"
@@ -45,6 +46,7 @@ class NodeDaemon:
         self.policy = policy
         self.node = check_node(node)
         self._vault = VaultNode.from_site(site.vault, self.node)
+        self._prover = Prover(site, self.node)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="vault")
         self._seen: dict[str, object] = {}
 
@@ -52,25 +54,21 @@ class NodeDaemon:
         """Give the token back; needs Vault, and does without when it is away."""
         self._vault.close()
 
-    def place(self) -> tuple[str, str]:
-        """This node's region and jurisdiction, read anew each time. Refuses a missing or unknown region."""
-        path = self.site.node.place_file
-        try:
-            region = read_safely(path, limit=256).decode("ascii").strip()
-        except (UnicodeDecodeError, SecureSlurmError) as error:
-            raise Refused(
-                "node.place",
-                f"{path}: this node does not say where it is: {error}",
-                advice="write the region id of this machine into it, as root",
-            ) from None
+    def place(self) -> tuple[str, Verdict]:
+        """This node's jurisdiction and the proof of it, read anew each time.
+
+        :raises Refused: ``node.place``: no place file, or a region that is unknown; ``node.place-proof``: not proved.
+        :raises BackendUnavailable: the metadata service does not answer.
+        """
+        region = self._prover.read_place()
         jurisdiction = self.policy.jurisdiction_of_region(region)
         if jurisdiction is None:
             raise Refused(
                 "node.place",
-                f"{path}: the region {region!r} belongs to no jurisdiction of the policy",
+                f"{self.site.node.place_file}: the region {region!r} belongs to no jurisdiction of the policy",
                 advice="add it to exactly one jurisdiction in policy.yaml, or mend the file",
             )
-        return region, jurisdiction
+        return jurisdiction, self._prover.prove(region)
 
     async def open(self, fields: Fields, _peer: Peer) -> Answer:
         """The verb of the Prolog."""
@@ -101,11 +99,18 @@ class NodeDaemon:
             nodes=wire.text(fields, "nodes").split(","),
             node=self.node,
         )
-        region, jurisdiction = self.place()
+        try:
+            jurisdiction, verdict = self.place()
+        except Refused as error:
+            # no exception: the answer carries the verdict, which belongs into the audit trail
+            LOG.warning("job %s: [%s] %s", job, error.rule, error)
+            failed = Verdict(self._prover.method, reason=str(error))
+            return refusal(error.rule, str(error), error.advice) | failed.to_answer()
         if grant.residency and grant.residency != jurisdiction:
+            here = f"{verdict.region} ({jurisdiction})"
             raise Refused(
                 "residency.node",
-                f"node {self.node} is in {region} ({jurisdiction}), the job's data must stay in {grant.residency}",
+                f"node {self.node} is in {here}, the job's data must stay in {grant.residency}",
                 advice="the node's feature and its place disagree: an admin must look at both",
             )
         mine = object()
@@ -115,7 +120,7 @@ class NodeDaemon:
             self._seen.pop(next(iter(self._seen)), None)
         if self._seen.setdefault(grant.incarnation, mine) is not mine:
             raise Refused("grant.seen", f"the grant of job {job} was used on this node before")
-        answer: dict[str, bytes | str] = {"verdict": "allow", "place": region}
+        answer: dict[str, bytes | str] = {"verdict": "allow", "place": verdict.region, **verdict.to_answer()}
         answer |= {f"grant.{name}": value for name, value in grant.to_dict().items()}
         if grant.scratch != "0":
             plaintext, wrapped = self._vault.data_key(grant.key)
@@ -125,9 +130,10 @@ class NodeDaemon:
         return answer
 
     async def ping(self, _fields: Fields, _peer: Peer) -> Answer:
-        """Whether the daemon lives, and where it thinks it is."""
-        region, jurisdiction = self.place()
-        return {"verdict": "allow", "node": self.node, "region": region, "jurisdiction": jurisdiction}
+        """Whether the daemon lives, where it thinks it is, and what proves that."""
+        jurisdiction, verdict = await asyncio.get_running_loop().run_in_executor(self._pool, self.place)
+        place = {"region": verdict.region, "jurisdiction": jurisdiction, "proof": verdict.summary()}
+        return {"verdict": "allow", "node": self.node, **place}
 
 
 async def run(daemon: NodeDaemon) -> None:
@@ -157,8 +163,12 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     try:
         daemon = NodeDaemon(load_site(arguments.config), load_policy(arguments.policy), arguments.node)
-        region, jurisdiction = daemon.place()
-        LOG.info("node %s is in %s (%s)", daemon.node, region, jurisdiction)
+        try:
+            jurisdiction, verdict = daemon.place()
+            LOG.info("node %s is in %s: %s", daemon.node, jurisdiction, verdict.summary())
+        except (Refused, BackendUnavailable) as error:
+            # it serves all the same: a daemon that is away holds jobs, one that says why takes a misplaced node out
+            LOG.error("%s %s", error, error.advice)
         asyncio.run(run(daemon))
     except SecureSlurmError as error:
         LOG.error("%s %s", error, error.advice)

@@ -49,6 +49,7 @@ def open_scratch(
     key_name: str,
     wrapped: str,
     restarts: int = 0,
+    place: str = "",
     seconds: float = SECONDS,
 ) -> ScratchInfo:
     """Give a job its encrypted scratch. ``key`` is wiped when this returns or raises.
@@ -58,6 +59,7 @@ def open_scratch(
 
     :param incarnation: of the grant, claimed before (``Journal.claim_incarnation``).
     :param key_name: the transit key's name in Vault; ``wrapped``: the data key as Vault wrapped it.
+    :param place: the node's verdict on its own place, for the journal.
     :param seconds: for everything together.
     :raises ScratchTooLarge: ``scratch.no-space``: the job's fault, the node is well.
     :raises Refused: ``scratch.too-small``, ``scratch.root``, ``scratch.busy``.
@@ -74,7 +76,7 @@ def open_scratch(
                 job=plan.job, node=plan.node, uid=plan.uid, incarnation=incarnation, restarts=restarts,
                 key_name=key_name, wrapped_key=wrapped, mapper=plan.names.mapper, backing=plan.backing,
                 backing_path=plan.names.path, mount_root=plan.names.mount_root, mount_point=plan.names.mount_point,
-                filesystem=plan.filesystem, size_bytes=plan.mapped_bytes,
+                filesystem=plan.filesystem, size_bytes=plan.mapped_bytes, place=place,
             )  # fmt: skip
             return work.run(record, key)
     except OSError as error:

@@ -29,6 +29,7 @@ lifecycle:
 node:
   run_dir: {RUN}/node-%n
   place_file: {ETC}/place
+  proof: file                # tests/cluster/test_place.py has the others
   prolog_deadline: 45s
 vault:
   address: https://{ADDRESS}:{VAULT_PORT}

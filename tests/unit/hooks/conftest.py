@@ -17,7 +17,7 @@ version: 1
 cluster: {{name: test, head_nodes: [head], slurm_user: {user}}}
 controller: {{socket: {folder}/decide.sock, record_key: {folder}/record.key}}
 lifecycle: {{socket: {folder}/lifecycle.sock, state_dir: {folder}/state}}
-node: {{run_dir: {folder}/node-%n, place_file: {folder}/place}}
+node: {{run_dir: {folder}/node-%n, place_file: {folder}/place, proof: file}}
 vault: {{address: "https://vault.example:8200", ca_file: /etc/ca.crt}}
 ldap:
   flavour: openldap

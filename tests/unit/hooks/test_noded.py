@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import attrs
 import pytest
 
 from conf.errors import BackendUnavailable, Refused, SecureSlurmError
@@ -22,7 +23,7 @@ Place = Callable[[str | None], None]
 GRANT = {
     **{"v": "1", "incarnation": "ab" * 16, "key": "n1_test-17-0123456789abcdef", "cluster": "test", "job": "17"},
     **{"uid": "1001", "user": "alice", "nodes": "n1,n2", "restarts": "0", "scratch": "209715200"},
-    **{"class": "phi", "residency": "eu", "created": "1790000000"},
+    **{"class": "phi", "residency": "eu", "datasets": "", "created": "1790000000"},
 }
 FIELDS = {
     **{"verb": b"open", "job": b"17", "uid": b"1001", "user": b"alice", "cluster": b"test", "node": b"n1"},
@@ -208,9 +209,12 @@ def test_a_node_that_does_not_know_its_place(
 
     for residency in ("eu", ""):
         vault.grants["17"]["residency"] = residency
-        with pytest.raises(Refused, match="place") as caught:
-            ask(daemon)
-        assert caught.value.advice
+        answer = ask(daemon)
+        assert (answer["verdict"], answer["rule"]) == ("refuse", "node.place")
+        assert "place" in str(answer["message"])
+        assert answer["advice"]
+        # for the audit trail
+        assert (answer["proof.method"], answer["proof.verified"]) == ("file", "")
     with pytest.raises(Refused):
         asyncio.run(daemon.ping({}, Peer(1, 0, 0)))
     assert vault.made == []
@@ -223,9 +227,34 @@ def test_a_place_that_others_can_write(daemon: NodeDaemon, vault: Vault, site: S
     from pathlib import Path
 
     Path(site.node.place_file).chmod(0o666)
-    with pytest.raises(Refused, match="written by group or others"):
-        ask(daemon)
+    answer = ask(daemon)
+    assert (answer["verdict"], answer["rule"]) == ("refuse", "node.place")
+    assert "written by group or others" in str(answer["message"])
     assert vault.made == []
+
+
+@pytest.mark.parametrize("method", ["none", "ec2", "manifest"])
+def test_a_place_that_is_not_proved(site: Site, policy: Policy, vault: Vault, place: Place, method: str) -> None:
+    place("eu-central-1")
+    daemon = NodeDaemon(attrs.evolve(site, node=attrs.evolve(site.node, proof=method)), policy, "n1")
+
+    answer = ask(daemon)
+
+    assert (answer["verdict"], answer["rule"]) == ("refuse", "node.place-proof")
+    assert (answer["proof.method"], answer["proof.verified"]) == (method, "")
+    assert answer["proof.reason"]
+    assert vault.made == []
+    with pytest.raises(Refused):
+        asyncio.run(daemon.ping({}, Peer(1, 0, 0)))
+
+
+def test_the_verdict_is_in_the_answer(daemon: NodeDaemon) -> None:
+    answer = ask(daemon)
+
+    assert {name: answer[name] for name in ("proof.method", "proof.region", "proof.verified")} == {
+        **{"proof.method": "file", "proof.region": "eu-central-1", "proof.verified": ""},
+    }
+    assert "self-declared" in str(answer["proof.reason"])
 
 
 def test_another_jurisdiction(daemon: NodeDaemon, vault: Vault, place: Place) -> None:
@@ -248,6 +277,7 @@ def test_a_job_without_a_residency_may_run_anywhere_that_is_known(
 def test_ping(daemon: NodeDaemon) -> None:
     assert asyncio.run(daemon.ping({}, Peer(1, 0, 0))) == {
         **{"verdict": "allow", "node": "n1", "region": "eu-central-1", "jurisdiction": "eu"},
+        "proof": "file eu-central-1 not verified: self-declared: nothing but root's place file says so",
     }
 
 
