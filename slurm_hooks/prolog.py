@@ -19,7 +19,9 @@ from conf.hookconf import read_hook_config
 from conf.safefile import read_safely
 from conf.slurmnames import for_node
 from conf.tag import parse_extra
+from keys import machine
 from keys.journal import Journal
+from keys.place import PROOFS, NotProved, Verdict
 from keys.scratch.plan import ScratchPlan
 from keys.scratch.setup import open_scratch
 from keys.secret import Secret
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
 
 SOCKET = "daemon/node.sock"
 """Below the run directory, which is root's; only the folder ``daemon`` is the node daemon's own."""
-NODE_FAULTS = frozenset({"residency.node", "node.place"})
-"""Refusals that are this node's own fault, for whatever job: it is not where its feature says, or does not know."""
+NODE_FAULTS = frozenset({"residency.node", "node.place", "node.place-proof"})
+"""Refusals that are this node's own fault, for whatever job: it is not where its feature says, or cannot prove it."""
 KEY_BYTES = 64
 """AES-256-XTS takes two 256-bit keys (dm-crypt, Documentation/admin-guide/device-mapper/dm-crypt.rst)."""
 
@@ -124,9 +126,13 @@ def _start(config: dict[str, Any], job: HookJob, chain: Chain) -> None:
     if not job.marked:
         raise Refused("tag.missing", "this partition demands a tag and the job has none")
     answer = _ask(here, config, job)
+    verdict = Verdict.from_answer(answer)
+    _note_place(chain, job, verdict)
+    _must_allow(answer)
     grant = {name.removeprefix("grant."): value.decode() for name, value in answer.items() if name.startswith("grant.")}
     with Secret(answer.pop("plaintext", b"")) as key:
         _check_grant(config, job, grant)
+        _check_place(config, verdict)
         size = int(grant["scratch"])
         journal.claim_incarnation(job.job, grant["incarnation"])
         facts = {"job": job.job, "node": job.node, "incarnation": grant["incarnation"]}
@@ -144,6 +150,7 @@ def _start(config: dict[str, Any], job: HookJob, chain: Chain) -> None:
                 key_name=grant["key"],
                 wrapped=wire.text(answer, "wrapped"),
                 restarts=job.restarts,
+                place=verdict.summary() if verdict else "",
             )
             chain.append(
                 "scratch.ready",
@@ -167,10 +174,11 @@ def _check_grant(config: dict[str, Any], job: HookJob, grant: dict[str, str]) ->
         tag = parse_extra(job.extra)
     except UsageError as error:
         raise Refused("grant.tag", f"the job's tag cannot be read: {error}") from None
-    if (grant["class"], grant["residency"], int(grant["scratch"])) != (
+    if (grant["class"], grant["residency"], int(grant["scratch"]), grant["datasets"]) != (
         tag.klass,
         tag.residency or "",
         tag.scratch or 0,
+        ",".join(tag.datasets),
     ):
         raise Refused("grant.tag", "the grant says something else than the job's tag")
     if tag.residency is None:
@@ -191,12 +199,43 @@ def _ask(here: str, config: dict[str, Any], job: HookJob) -> dict[str, bytes]:
         "nodes": ",".join(job.nodes),
         "restarts": str(job.restarts),
     }
-    answer = wire.exchange(f"{here}/{SOCKET}", request, timeout=float(config["node"]["prolog_deadline"]))
+    return wire.exchange(f"{here}/{SOCKET}", request, timeout=float(config["node"]["prolog_deadline"]))
+
+
+def _must_allow(answer: dict[str, bytes]) -> None:
     if answer.get("verdict") != b"allow":
         rule = wire.text(answer, "rule", "node.no-verdict")
         message = wire.text(answer, "message", "the node daemon gave no verdict")
         raise Refused(rule, message, advice=wire.text(answer, "advice", ""))
-    return answer
+
+
+def _note_place(chain: Chain, job: HookJob, verdict: Verdict | None) -> None:
+    """Into the audit trail, also when it is why the job does not start."""
+    if verdict is None:
+        return
+    try:
+        chain.append("node.place", durable=False, job=job.job, node=job.node, **verdict.audit_fields())
+    except ValueError as error:
+        raise NotProved(f"the node daemon's verdict on the node's place cannot be recorded: {error}") from None
+
+
+def _check_place(config: dict[str, Any], verdict: Verdict | None) -> None:
+    """The verdict is of the method that the site demands, and about the region that root wrote down."""
+    method = config["node"].get("proof", "none")
+    if method not in ("file", *PROOFS) or verdict is None or verdict.method != method:
+        raise NotProved(
+            f"this node's place is to be proved by {method!r}, and the node daemon went by another method",
+            advice="set node.proof, render the configuration, and restart secure-slurm-noded",
+        )
+    if method in PROOFS and not verdict.verified:
+        raise NotProved("this node's place is not proved", advice="see: secure-slurm node status")
+    region = read_safely(config["node"]["place_file"], limit=256).decode("ascii", "replace").strip()
+    if verdict.region != region:
+        raise Refused("node.place", f"the place file says {region!r}, the node daemon {verdict.region!r}")
+    if verdict.machine and machine.matches(verdict.machine) is not True:
+        raise NotProved(
+            "the manifest is for another machine", advice="have one signed for this machine: secure-slurm node manifest"
+        )
 
 
 def _plan(config: dict[str, Any], job: HookJob, here: str, size: int) -> ScratchPlan:
