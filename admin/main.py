@@ -30,7 +30,7 @@ COMMANDS = {
     "conf": ("admin.conf_cmd", "check, show and render the configuration"),
     "explain": ("admin.explain_cmd", "say what the policy would make of a job, step by step, and what it would accept"),
     "node": ("admin.node_cmd", "show what there is of encrypted scratch on this node, or take it down"),
-    "policy": ("admin.policy_cmd", "look for what cannot be meant in a policy, and test it"),
+    "policy": ("admin.policy_cmd", "look for what cannot be meant in a policy, test it, and try it on past jobs"),
     "vault": ("admin.vault_init", "set up Vault or OpenBao, or check it"),
     "why": ("admin.why_cmd", "say why a job is where it is"),
     "version": ("", "print the version"),

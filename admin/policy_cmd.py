@@ -1,26 +1,23 @@
-"""``secure-slurm policy check`` and ``policy test``: a policy is tried before anybody depends on it."""
+"""``secure-slurm policy check``, ``test`` and ``replay``: a policy is tried before anybody depends on it."""
 
 from __future__ import annotations
 
 import argparse
-import math
-import os
-import time
 from pathlib import Path
 
-from admin import policy_cases
+from admin import policy_cases, policy_replay
+from admin.members import load_members
 from admin.output import printable, say, say_json
 from admin.policy_lint import Finding, lint
-from conf.errors import EXIT_OK, EXIT_REFUSED, ConfigError, Refused
+from conf.errors import EXIT_OK, EXIT_REFUSED
 from conf.policy import DEFAULT_PATH, load_policy
 from conf.safefile import read_safely
 from conf.yamlmarks import Document, Mark, parse
-from slurm_hooks.snapshot import Snapshot
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``policy check`` and ``policy test``."""
-    policy = subparsers.add_parser("policy", help="look for what cannot be meant in a policy, and test it")
+    """Add ``policy check``, ``policy test`` and ``policy replay``."""
+    policy = subparsers.add_parser("policy", help="check, test or replay a policy")
     commands = policy.add_subparsers(dest="policy_command", required=True, metavar="COMMAND")
     check = commands.add_parser(
         "check",
@@ -47,13 +44,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     test.set_defaults(run=run_test)
     for parser in (check, test):
         parser.add_argument("--json", action="store_true", help="print JSON")
+    policy_replay.add_parser(commands)
 
 
 def run_check(args: argparse.Namespace) -> int:
     """Every finding with its line; 1 if one is an error."""
     policy = load_policy(args.policy)
     document = parse(read_safely(args.policy))
-    members = _members(args.members) if args.members else None
+    members = load_members(args.members) if args.members else None
     findings = [each._replace(severity="error") if args.strict else each for each in lint(policy, members)]
     placed = sorted(((_mark(each, document), each) for each in findings), key=lambda pair: pair[0])
     errors = sum(each.severity == "error" for each in findings)
@@ -84,18 +82,6 @@ def _as_json(mark: Mark, finding: Finding) -> dict[str, object]:
         "message": finding.message,
         "advice": finding.advice,
     }
-
-
-def _members(path: str) -> Snapshot:
-    """The members file, of any age, whoever wrote it: nothing is decided by it here. ConfigError."""
-    try:
-        return Snapshot.load(path, os.lstat(path).st_uid, max_age=math.inf, now=time.time())
-    except OSError as error:
-        raise ConfigError(
-            f"the members file {path} cannot be read: {error.strerror}", advice="name it, or leave --members out"
-        ) from None
-    except Refused as error:
-        raise ConfigError(f"{path}: {error}", advice="name another file, or leave --members out") from None
 
 
 def run_test(args: argparse.Namespace) -> int:

@@ -130,6 +130,7 @@ def run(
     env_extra: Mapping[str, str] | None = None,
     stop: Callable[[], bool] | None = None,
     max_output: int = MAX_OUTPUT,
+    sink: Callable[[bytes], None] | None = None,
 ) -> Completed:
     """Run a program to its end.
 
@@ -138,6 +139,8 @@ def run(
     :param input: for standard input, by a pipe; without it standard input is ``/dev/null``.
     :param allowed: the exit codes that are no failure.
     :param max_output: bytes of standard output that are taken.
+    :param sink: takes standard output piece by piece as it comes, and none of it is kept; what it raises ends the
+        program and is raised.
     :param stop: asked ten times a second; once it says so, the program ends as if it were out of time.
     :raises ProcessTimeout: out of time; the process group was killed.
     :raises ProcessError: not an absolute path, not started, another exit code, or more than 64 KiB of output (what is
@@ -160,7 +163,7 @@ def run(
         )
     except OSError as error:
         raise ProcessError(f"{name} could not be started: {error.strerror}") from None
-    output = _Exchange(process, _view(input), stop, max_output)
+    output = _Exchange(process, _view(input), stop, max_output, sink)
     try:
         output.run(deadline)
     except TimeoutError:
@@ -232,8 +235,10 @@ class _Exchange:
         data: memoryview,
         stop: Callable[[], bool] | None = None,
         max_output: int = MAX_OUTPUT,
+        sink: Callable[[bytes], None] | None = None,
     ) -> None:
         self._process = process
+        self._sink = sink
         self._data = data
         self._sent = 0
         self._stop = stop
@@ -292,7 +297,9 @@ class _Exchange:
     def _drain(self, fd: int, stream: str) -> bool:
         """Take what is there; whether the stream has ended."""
         data = os.read(fd, _CHUNK)
-        if stream == "stdout":
+        if stream == "stdout" and self._sink is not None:
+            self._sink(data)
+        elif stream == "stdout":
             self.stdout += data
             if len(self.stdout) > self._max_output:
                 raise OverflowError
