@@ -46,7 +46,7 @@ def role(job: SubmitJob, context: Context) -> Verdict:
     if context.members is None:
         return Deny("rbac.snapshot", context.members_problem, context.members_advice)
     policy = context.policy
-    places = _places(job, policy)
+    places = places_of(job, policy)
     groups = context.members.groups_of(job.user_name or "")
     exempt = context.exempt_roles(job.user_name or "")
     fitting = {name: each for name, each in policy.roles_for(job.tag.klass) if places <= frozenset(each.jurisdictions)}
@@ -67,7 +67,7 @@ def holds(name: str, groups: frozenset[str], context: Context) -> bool:
     )
 
 
-def _places(job: SubmitJob, policy: Policy) -> frozenset[str]:
+def places_of(job: SubmitJob, policy: Policy) -> frozenset[str]:
     """Where the job may run, as far as the policy knows: without a residency, where its partitions are.
 
     A partition that says no place may be in any: a role for one jurisdiction would otherwise hold in all of them.
