@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from conf.errors import BackendUnavailable, ConfigError, SecureSlurmError
 from conf.safefile import read_safely
 from keys.secret import Secret
-from slurm_hooks.accounts import Entry, short
+from slurm_hooks.accounts import Entry, Notes, short
 
 NETWORK_TIMEOUT = 5.0  # seconds for connecting and the TLS handshake
 OPERATION_TIMEOUT = 15.0  # seconds for one answer (one page)
@@ -93,6 +93,8 @@ class Directory:
 
     def __init__(self, uri: str, ca_file: str, connection: _Untyped, library: _Untyped) -> None:
         self.uri = uri
+        self.elsewhere = 0  # how often the server said that another one has a part of the answer
+        self.remarks = Notes()
         self._ca_file = ca_file
         self._connection = connection
         self._ldap = library
@@ -135,10 +137,13 @@ class Directory:
             raise self._explain(error, "the login") from None
 
     def read(self, dn: str, attributes: Sequence[str]) -> Entry | None:
-        """The entry of this name; None when the server has none that we may see."""
+        """The entry of this name; None when the server has none that we may see, or says that another one has it."""
         try:
             entries, _ = self._ask(dn, self._ldap.SCOPE_BASE, "(objectClass=*)", attributes, ())
         except (self._ldap.NO_SUCH_OBJECT, self._ldap.INVALID_DN_SYNTAX):
+            return None
+        except self._ldap.REFERRAL:
+            self.remarks.add(f"{short(dn)}: {self.uri} says that another server has it, which is not asked")
             return None
         except self._ldap.LDAPError as error:
             raise self._explain(error, f"reading {short(dn)}") from None
@@ -181,8 +186,17 @@ class Directory:
         except self._ldap.TIMEOUT:
             self._connection.abandon_ext(message)
             raise
-        # a search continuation ("ask another server") has no name of its own; it is not followed
+        except (UnicodeDecodeError, MemoryError) as error:
+            # python-ldap takes names for UTF-8; a server that sends others, or without end, is none
+            raise BackendUnavailable(
+                f"{self.uri} answered what cannot be read ({type(error).__name__})",
+                advice="ask the directory's administrator what this server is",
+            ) from None
+        # A search continuation ("ask another server for this part") has no name of its own. Following it would take
+        # our password to whoever it names; what lies there is not seen, which refuses. Active Directory sends one for
+        # each of its other naming contexts every time, so it is no failure.
         entries = [Entry(dn, {key.lower(): value for key, value in got.items()}) for dn, got in rows if dn]
+        self.elsewhere += sum(dn is None for dn, _ in rows)
         return entries, answered or []
 
     def _wait(self) -> float:

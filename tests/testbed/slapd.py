@@ -39,6 +39,7 @@ pidfile {run}/slapd.pid
 modulepath /usr/lib/ldap
 moduleload back_mdb
 moduleload memberof
+{modules}
 TLSCACertificateFile {run}/ca.crt
 TLSCertificateFile {run}/server.crt
 TLSCertificateKeyFile {run}/server.key
@@ -54,6 +55,7 @@ index objectClass,uid,member eq
 access to attrs=userPassword by anonymous auth by * none
 access to * by dn.exact=cn=reader,{suffix} read by * none
 overlay memberof
+{overlays}
 """
 
 
@@ -96,8 +98,8 @@ class Slapd:
     """One server process. ``stop`` keeps the data for a later ``start``; leaving the ``with`` block removes it.
 
     ``directory`` gets ``slapd.log``. ``pair`` replaces the certificate that ``ca`` would sign for ``names`` (and the
-    address); ``settings`` are further global lines of slapd.conf; ``size_limit`` is what the reader may get. Passwords
-    are new in every server.
+    address); ``settings`` are further global lines of slapd.conf, ``overlays`` those of its database (with their
+    ``modules``); ``size_limit`` is what the reader may get. Passwords are new in every server.
     """
 
     def __init__(
@@ -111,6 +113,8 @@ class Slapd:
         pair: Pair | None = None,
         settings: str = "",
         size_limit: str = "unlimited",
+        modules: Sequence[str] = (),
+        overlays: str = "",
     ) -> None:
         self.directory, self.ca, self.address = directory, ca, address
         self.port = port or _free_port(address)
@@ -119,6 +123,7 @@ class Slapd:
         self.reader_password = secrets.token_hex(16)
         self.log = directory / "slapd.log"
         self._names, self._pair, self._settings, self._size_limit = names, pair, settings, size_limit
+        self._modules, self._overlays = modules, overlays
         self._admin_password = secrets.token_hex(16)
         self._run: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -161,6 +166,8 @@ class Slapd:
                 suffix=SUFFIX,
                 password=self._admin_password,
                 settings=self._settings,
+                modules="".join(f"moduleload {name}\n" for name in self._modules),
+                overlays=self._overlays,
                 limits=f"limits dn.exact=cn=reader,{SUFFIX} size={self._size_limit} size.prtotal={self._size_limit}",
             )
         )
@@ -204,6 +211,16 @@ class Slapd:
             process.kill()
             process.wait(10)
 
+    def load(self, records: str) -> None:
+        """Put many LDIF records straight into the database of a stopped server; memberOf stays empty."""
+        argv = ["/usr/sbin/slapadd", "-q", "-f", f"{self._run}/slapd.conf"]
+        account = {"user": "openldap", "group": "openldap", "extra_groups": []} if os.geteuid() == 0 else {}
+        done = subprocess.run(
+            argv, input=records.encode(), capture_output=True, timeout=TOOL_DEADLINE, check=False, **account
+        )
+        if done.returncode:
+            raise SlapdError(f"slapadd: {done.stderr.decode(errors='replace')[-2000:]}")
+
     def add(self, records: str) -> None:
         """Add LDIF records (through ldapadd: slapadd would leave memberOf empty)."""
         self._change("/usr/bin/ldapadd", records)
@@ -215,6 +232,15 @@ class Slapd:
     def delete(self, dn: str) -> None:
         """Delete one entry."""
         self.modify(f"dn:: {_base64(dn)}\nchangetype: delete\n")
+
+    def rename(self, dn: str, rdn: str, parent: str = "") -> None:
+        """Give an entry another name, and another parent."""
+        above = f"newsuperior:: {_base64(parent)}\n" if parent else ""
+        self.modify(f"dn:: {_base64(dn)}\nchangetype: modrdn\nnewrdn:: {_base64(rdn)}\ndeleteoldrdn: 1\n{above}")
+
+    def replace(self, dn: str, attribute: str, value: str) -> None:
+        """Set one attribute of one entry."""
+        self.modify(f"dn:: {_base64(dn)}\nchangetype: modify\nreplace: {attribute}\n{attribute}:: {_base64(value)}\n")
 
     def set_members(self, cn: str, members: Sequence[str]) -> None:
         """Replace the members of a groupOfNames."""

@@ -15,6 +15,9 @@ import pytest
 
 from conf.errors import EXIT_BACKEND, EXIT_CONFIG, Refused
 from slurm_hooks.snapshot import Snapshot, SnapshotCache
+from tests.testbed import hostile_ldap as hostile
+from tests.testbed.hostile_ldap import HostileLdap
+from tests.testbed.pki import CA
 from tests.testbed.slapd import SUFFIX, Slapd, group, group_dn, person, user
 
 ROOT = Path(__file__).parents[3]
@@ -207,6 +210,24 @@ def test_with_the_directory_away_the_old_members_stay_and_then_expire(daemon: Da
     assert caught.value.rule == "directory.stale"
     daemon.server.start()
     daemon.until(lambda: daemon.load().loaded_at > loaded_at)
+
+
+def test_a_directory_that_answers_garbage_ends_nothing(daemon: Daemon, ca: CA, tmp_path: Path) -> None:
+    daemon.start()
+    daemon.until(lambda: daemon.people() == {"alice", "bob"})
+    garbage = [hostile.noise, hostile.torn_login, hostile.noise_later, hostile.torn, hostile.name_outside_utf8]
+    with HostileLdap(ca.server("hostile", ["127.0.0.1"], tmp_path), *garbage) as server:
+        daemon.site.write_text(daemon.site.read_text().replace(daemon.server.uri, server.uri))
+        daemon.until(lambda: "the directory was not read" in daemon.log.read_text())
+        loaded_at = daemon.load().loaded_at
+        for number in range(1, len(garbage) + 1):
+            daemon.send(signal.SIGHUP)
+            daemon.until(lambda number=number: daemon.log.read_text().count("the directory was not read") > number)
+        assert daemon.load().loaded_at == loaded_at
+        assert daemon.people() == {"alice", "bob"}
+        daemon.site.write_text(daemon.site.read_text().replace(server.uri, daemon.server.uri))
+    daemon.until(lambda: daemon.load().loaded_at > loaded_at)
+    assert "Traceback" not in daemon.log.read_text()
 
 
 def test_a_directory_that_comes_late_is_found(daemon: Daemon) -> None:

@@ -95,6 +95,9 @@ def test_a_group_removed_from_a_group_takes_its_people_along(shared: Slapd, requ
         (4, "Grün (EU) * \\ #1", "GRÜN (eu) * \\\\ \\231"),
         (5, "研究 班", "\\E7\\A0\\94\\E7\\A9\\B6 班"),
         (6, "a+b=c;d<e>", "a\\+b\\3Dc\\;d\\<e\\>"),
+        (7, "#1 of all", "\\#1 of all"),
+        (8, " in  the middle ", "\\20in  the middle\\20"),
+        (9, "back\\slash, \tand tab\r", "back\\5Cslash\\2C \\09and tab\\0D"),
     ],
 )
 def test_hostile_names_of_people_and_groups(
