@@ -42,8 +42,8 @@ class DataClass:
     requires scratch and whose tag names no size; None: the tag must name one. ``exclusive_nodes``: whole nodes only.
     ``max_array``: tasks of an array; ``gres``: the names that may be asked for. ``work_dirs``, ``output_dirs``: the
     directories in which the working directory, and standard input, output and error, must lie.
-    ``mail`` ``owner``: to nobody but the job's owner. ``environment``: no variables of the submitter's (``none``), nor what
-    the login files of the user set on the node (``nil``; sbatch(1), ``--export``).
+    ``mail`` ``owner``: to nobody but the job's owner. ``environment``: no variables of the submitter's (``none``), nor
+    what the login files of the user set on the node (``nil``; sbatch(1), ``--export``).
     """
 
     name: forms.Name

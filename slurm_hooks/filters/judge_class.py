@@ -61,7 +61,8 @@ def time(job: SubmitJob, context: Context) -> Verdict:
         return ALLOW
     most = int(data_class.max_time // 60)
     asked = job.number("time_limit")
-    if asked is not None and asked <= most:
+    # sbatch(1), --time: zero asks for no limit at all
+    if asked is not None and 0 < asked <= most:
         return ALLOW
     said = "names no time limit" if asked is None else "asks for more"
     return Deny(
@@ -164,7 +165,7 @@ def array(job: SubmitJob, context: Context) -> Verdict:
 
 
 def tasks(text: str) -> int | None:
-    """How many tasks an ``--array`` has, ``0-9:2,15%4``; an index that is named twice counts twice; None: unreadable."""
+    """How many tasks an ``--array`` has, ``0-9:2,15%4``; an index named twice counts twice; None: unreadable."""
     total = 0
     for part in text.partition("%")[0].split(","):
         found = _RANGE.fullmatch(part)

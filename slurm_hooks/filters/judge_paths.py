@@ -33,7 +33,7 @@ def work_dir(job: SubmitJob, context: Context) -> Verdict:
 
 
 def output(job: SubmitJob, context: Context) -> Verdict:
-    """``path.output``: standard input, output and error of a batch job; without ``--output`` it is written beside it."""
+    """``path.output``: standard input, output and error of a batch job, which writes one in any case."""
     data_class = class_of(job, context)
     if data_class is None or data_class.output_dirs is None:
         return ALLOW

@@ -73,6 +73,11 @@ def narrowed(job: SubmitJob, held: Roles, context: Context) -> Verdict:
         if not context.shadows(refused.rule):
             return refused
         shadowed.append(refused)
+    return with_datasets(job, held, context, shadowed)
+
+
+def with_datasets(job: SubmitJob, held: Roles, context: Context, shadowed: list[Deny]) -> Verdict:
+    """Allow if every dataset is given by one of ``held``. ``shadowed``: what was refused in shadow before."""
     for refused in _datasets(job, held, context):
         if not context.shadows(refused.rule):
             return refused

@@ -6,8 +6,8 @@ from conf.policy import Policy, Role, ended
 from conf.quote import quote
 from slurm_hooks import record
 from slurm_hooks.filters.job import SubmitJob
-from slurm_hooks.filters.judge_role import narrowed, some
-from slurm_hooks.filters.verdict import ALLOW, Allow, Context, Deny, Verdict
+from slurm_hooks.filters.judge_role import narrowed, some, with_datasets
+from slurm_hooks.filters.verdict import ALLOW, Context, Deny, Verdict
 from slurm_hooks.snapshot import Snapshot
 
 Roles = dict[str, Role]
@@ -56,7 +56,8 @@ def role(job: SubmitJob, context: Context) -> Verdict:
     refused = _over(fitting, groups, context) or _with_a_place(
         _no_role(job.tag.klass, places, fitting, context.members), job, context, groups
     )
-    return Allow((refused,)) if context.shadows(refused.rule) else refused
+    # a dataset has an agreement of its own, whatever is said of roles
+    return with_datasets(job, {}, context, [refused]) if context.shadows(refused.rule) else refused
 
 
 def holds(name: str, groups: frozenset[str], context: Context) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import attrs
@@ -21,9 +21,13 @@ class Deny(NamedTuple):
 
 
 class Allow(NamedTuple):
-    """This step has nothing against the job. ``shadowed``: what rules in shadow would have refused."""
+    """This step has nothing against the job. ``shadowed``: what rules in shadow would have refused.
+
+    ``exemptions``: the ids of the break-glass grants without which it would have been refused.
+    """
 
     shadowed: tuple[Deny, ...] = ()
+    exemptions: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -31,6 +35,7 @@ class Exemption:
     """A break-glass grant in force: ``user`` holds ``role`` too, or may change the tag of ``job``, until ``until``.
 
     ``until`` in Unix seconds; exactly one of ``role`` and ``job`` is set. ``id`` joins every use of it to its approval.
+    ``ended``: before its time; it is here only so that a refusal can say so.
     """
 
     id: str
@@ -38,6 +43,11 @@ class Exemption:
     until: float
     role: str | None = None
     job: int | None = None
+    ended: bool = False
+
+    def holds(self, now: float) -> bool:
+        """Whether it is in force at this moment (Unix seconds)."""
+        return not self.ended and now < self.until
 
 
 class Context(NamedTuple):
@@ -59,13 +69,24 @@ class Context(NamedTuple):
         until = self.policy.shadow.get(rule)
         return until is not None and not ended(until, self.now)
 
-    def exempt_roles(self, user: str) -> frozenset[str]:
-        """The roles that a user holds by break-glass at this moment."""
-        return frozenset(
-            each.role
+    def exempt_roles(self, user: str) -> dict[str, str]:
+        """The roles that a user holds by break-glass at this moment, each with the id of the grant."""
+        return {
+            each.role: each.id
             for each in self.exemptions
-            if each.role is not None and each.user == user and self.now < each.until
-        )
+            if each.role is not None and each.user == user and each.holds(self.now)
+        }
+
+    def lapsed(self, user: str, roles: Iterable[str]) -> Exemption | None:
+        """The last grant of one of these roles to a user, when it has ended."""
+        wanted = frozenset(roles)
+        mine = [each for each in self.exemptions if each.role in wanted and each.user == user]
+        return max((each for each in mine if not each.holds(self.now)), key=lambda each: each.until, default=None)
+
+    def retagging(self, user: str, job: int | None) -> Exemption | None:
+        """The grant by which a user may change the tag of this job at this moment."""
+        mine = (each for each in self.exemptions if each.job is not None and each.job == job and each.user == user)
+        return next((each for each in mine if each.holds(self.now)), None)
 
 
 Verdict = Allow | Deny
