@@ -14,7 +14,7 @@ from typing import NamedTuple
 from admin import sacct
 from admin.members import load_members
 from admin.output import printable, say, say_json, say_table
-from admin.replay import KINDS, Change, Group, Replay
+from admin.replay import KINDS, Change, Group, Kind, Replay
 from admin.sacct_job import UNKNOWN
 from conf.errors import EXIT_OK, EXIT_REFUSED, ConfigError
 from conf.policy import DEFAULT_PATH, Policy, load_policy
@@ -265,7 +265,7 @@ def _some(examples: list[str], jobs: int) -> str:
 
 def _reasons(replay: Replay) -> Iterator[str]:
     """For each change and rule: how many, and one job in the engine's own words."""
-    rules: dict[tuple[str, str], list[tuple[str, Group]]] = {}
+    rules: dict[tuple[Kind, str], list[tuple[str, Group]]] = {}
     for (kind, rule, user), group in replay.sorted_groups():
         rules.setdefault((kind, rule), []).append((user, group))
     for (kind, rule), found in rules.items():

@@ -1,5 +1,5 @@
 #!/bin/bash
-# suite.sh unit|services|cluster|bench [SUITE...]: run one test suite where it belongs and show pytest's own words.
+# suite.sh unit|policy|services|cluster|bench [SUITE...]: run one (policy: only count) test suite where it belongs and show pytest's own words.
 # ARGS='-k name': more arguments for pytest.
 set -uo pipefail
 kind=$1; shift
@@ -33,11 +33,22 @@ unit)
     PYTHONPYCACHEPREFIX=/tmp/secure-slurm-pyc "$venv/bin/python" -m pytest tests/unit -p no:cacheprovider -q $ARGS || failed=1
   fi
   ;;
+policy)
+  mkdir -p build
+  # what judges jobs and policies: pytest collects, and the last line is the number alone
+  "$here/chroot.sh" trixie sh -c 'cd /src && exec python3 -m pytest --collect-only -q -p no:cacheprovider \
+    tests/unit/policy tests/unit/decision/test_submit_rules.py tests/unit/decision/test_modify_rules.py \
+    tests/unit/decision/test_constraint.py tests/unit/hooks/test_start.py tests/unit/admin/test_policy_cases.py \
+    tests/unit/admin/test_policy_lint.py tests/unit/conf/test_policy.py' >"$top/build/policy-tests.txt"
+  failed=$?
+  cat "$top/build/policy-tests.txt"
+  sed -n '$s/^\([0-9][0-9]*\) tests collected.*/\1/p' "$top/build/policy-tests.txt"
+  ;;
 services)
-  run "service tests on trixie: OpenBao, slapd, Samba AD, slurmctld"
+  run "service tests on trixie: OpenBao, slapd, Samba AD, slurmctld, slurmdbd"
   "$here/chroot.sh" trixie sh -c "cd /src && exec python3 -m pytest tests/services -p no:cacheprovider -q $ARGS" || failed=1
-  run "service tests on sid: OpenBao, slapd, slurmctld"
-  "$here/chroot.sh" sid sh -c "cd /src && exec python3 -m pytest tests/services/vault tests/services/ldap tests/services/slurm -p no:cacheprovider -q $ARGS" || failed=1
+  run "service tests on sid: OpenBao, slapd, slurmctld, slurmdbd"
+  "$here/chroot.sh" sid sh -c "cd /src && exec python3 -m pytest tests/services/vault tests/services/ldap tests/services/slurm tests/services/slurmdbd -p no:cacheprovider -q $ARGS" || failed=1
   ;;
 cluster)
   # two guests of one processor each, side by side: this machine class has two
