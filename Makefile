@@ -6,7 +6,7 @@ SUITES := trixie sid
 export SECURE_SLURM_CACHE ?= /var/cache/secure-slurm
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-services test-cluster bench shell lint format lock clean roots
+.PHONY: help demo test test-unit list-policy-tests test-services test-cluster bench shell lint format lock clean roots
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,9 @@ test-services: roots  ## against real OpenBao, slapd and Samba AD
 
 test-cluster: roots  ## against whole clusters with dm-crypt: Slurm 24.11 and 26.05 at the same time
 	@$(TESTBED)/suite.sh cluster $(SUITES)
+
+list-policy-tests: roots  ## how many policy tests there are, by pytest's own collection; the last line is the number
+	@$(TESTBED)/suite.sh policy
 
 bench: roots  ## benchmarks; writes build/bench.json
 	@$(TESTBED)/suite.sh bench

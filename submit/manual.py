@@ -14,7 +14,7 @@ NAME
 
 SYNOPSIS
     secure-{tool} [--secure-class=NAME] [--secure-residency=NAME] [--secure-scratch=SIZE]
-        [any option of {tool}...] {operands}
+        [--secure-dataset=NAME[,NAME...]] [any option of {tool}...] {operands}
 
 DESCRIPTION
     secure-{tool} writes a tag that says what data the job works on, and then becomes {tool}: every other option,
@@ -32,6 +32,8 @@ OPTIONS
     --secure-class=NAME        the data class, such as phi
     --secure-residency=NAME    the jurisdiction that the data must not leave, such as eu
     --secure-scratch=SIZE      encrypted scratch on each node: a whole number and K, M, G, T or P (powers of 1024)
+    --secure-dataset=NAME      a dataset that the job works on; its class and residency follow. May be repeated, or
+                               be a list with commas
     --secure-dry-run           print the tag and the command, and submit nothing
     --secure-explain           {explain}
     --secure-help              this page
@@ -40,7 +42,7 @@ OPTIONS
     A value may also be the next word: --secure-class phi.
 {script}
 ENVIRONMENT
-    SECURE_CLASS, SECURE_RESIDENCY, SECURE_SCRATCH_SIZE
+    SECURE_CLASS, SECURE_RESIDENCY, SECURE_SCRATCH_SIZE, SECURE_DATASETS
         mean the same as the options. A job has them set to what it was given, so that a job submitted from inside
         a tagged job carries at least the same tag.
 

@@ -1,5 +1,6 @@
 #!/bin/bash
-# suite.sh unit|policy|services|cluster|bench [SUITE...]: run one (policy: only count) test suite where it belongs and show pytest's own words.
+# suite.sh unit|services|cluster|bench|policy [SUITE...]: run one test suite where it belongs and show pytest's own words;
+# policy: only count the tests that judge jobs and policies.
 # ARGS='-k name': more arguments for pytest.
 set -uo pipefail
 kind=$1; shift

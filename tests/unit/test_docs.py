@@ -14,7 +14,7 @@ import pytest
 from admin import main
 from audit.events import EVENTS
 from conf import errors
-from conf.policy import DataClass, Jurisdiction, Partition, Role
+from conf.policy import BreakGlass, DataClass, Dataset, Jurisdiction, Partition, Role
 from conf.site import Site
 
 ROOT = Path(__file__).parents[2]
@@ -108,16 +108,18 @@ def keys_of(shape: Any, before: str) -> Iterator[str]:
         if isinstance(field.type, type) and attrs.has(field.type):
             yield from keys_of(field.type, f"{before}{field.name}.")
         else:
-            yield f"{before}{field.name}"
+            yield f"{before}{field.metadata.get('key', field.name)}"
 
 
 def test_every_configuration_key_is_explained_and_no_other() -> None:
-    known = set(keys_of(Site, ""))
+    known = {*keys_of(Site, ""), "shadow.RULE"}
     for shape, before in (
         (Jurisdiction, "jurisdictions.NAME."),
         (DataClass, "classes[]."),
         (Role, "roles.NAME."),
+        (Dataset, "datasets.NAME."),
         (Partition, "partitions.NAME."),
+        (BreakGlass, "break_glass."),
     ):
         known |= set(keys_of(shape, before))
     assert first_cells(DOCS / "admin.md", "Configuration") == known
