@@ -43,25 +43,34 @@ def table(result: dict[str, Any]) -> Iterator[str]:
 
 
 def _submission(part: dict[str, Any]) -> Iterator[str]:
-    yield f"\nslurmctld waits for a decision, native, {part['users']} users (ms)       n      p50      p99      max"
+    size = f"{part['users']} users, {part['roles']} roles, {part['datasets']} datasets"
+    yield f"\nslurmctld waits for a decision, native (ms); {size:36}     n      p50      p99      max"
     words = {
         "noop": "plugin that does nothing",
         "untagged": "filter, job without a tag",
         "tagged": "filter, job with a tag",
-        "reload": "filter, tag, members read anew each second",
+        "datasets": "filter, tag with two datasets",
+        "reload": "filter, tag, other members each second",
         "python": "plugin that starts Python",
     }
     for name, text in words.items():
         found = part["decision_ms"][name]
-        yield f"  {text:56} {found['n']:6} {found['p50']:8.3f} {found['p99']:8.3f} {found['max']:8.3f}"
+        yield f"  {text:76} {found['n']:6} {found['p50']:8.3f} {found['p99']:8.3f} {found['max']:8.3f}"
     ratios = part["ratio_filter_to_noop"], part["ratio_python_to_filter"]
     yield f"  filter / nothing: {ratios[0]}   Python / filter: {ratios[1]}   (p50)"
     rates = part["throughput"]
-    yield (
-        f"  sbatch, {rates['at_once']} at once: {rates['noop_per_second']}/s without the filter; with it"
-        f" {rates['untagged']['per_second']}/s untagged (x{rates['untagged']['ratio_to_noop']}),"
-        f" {rates['tagged']['per_second']}/s tagged (x{rates['tagged']['ratio_to_noop']})"
-    )
+    yield f"\nsbatch, {rates['at_once']} at once, native{'':26}  per second   of no plugin's   head node, ms a job"
+    names = {"plain": "no plugin", "noop": "plugin that does nothing", "untagged": "filter, job without a tag"}
+    for name, text in {**names, "tagged": "filter, job with a tag"}.items():
+        found = rates[name]
+        yield (
+            f"  {text:47} {found['per_second']:9.1f} {found['ratio_to_plain']:16.3f}"
+            f" {found['head_node_ms_per_job']:21.3f}"
+        )
+    yield "\ntargets"
+    for name, target in part["targets"].items():
+        met = "met" if target["met"] else "not met"
+        yield f"  {name:30} target {target['target']:<6} reached {target['reached']:<8} {met}"
     yield f"\nthe Prolog before any work, native{'':31}   ours      base   ratio   (quarters of the pairs)"
     yield from _stub(part["stub"])
 

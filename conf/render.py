@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from conf.site import Site
 
 _MADE = "made by 'secure-slurm conf render': change secure-slurm.yaml or policy.yaml instead"
+# as the daemon says it (slurm_hooks.engine), which job_submit.lua compares
+POLICY_DIGITS = 16
 # where the packages lie: the stubs put this on sys.path, for python3 -IS puts nothing there
 LIBRARY = str(Path(__file__).resolve().parent.parent)
 
@@ -101,7 +103,9 @@ def job_submit_lua(site: Site, policy: Policy) -> str:
         "return {\n"
         f"  socket={_lua(controller.socket)},\n"
         f"  deadline={controller.deadline!r},\n"
+        f"  untagged={_lua(controller.untagged)},\n"
         f"  untagged_when_down={_lua(controller.untagged_when_down)},\n"
+        f"  policy={_lua(policy.hash[:POLICY_DIGITS])},\n"
         f"  demand={{{demand}}},\n"
         "}\n"
     )

@@ -29,10 +29,14 @@ class Cluster:
 
 @attrs.frozen(kw_only=True)
 class Controller:
-    """job_submit and the decision daemon. ``deadline``: seconds for the exchange, while slurmctld waits."""
+    """job_submit and the decision daemon. ``deadline``: seconds for the exchange, while slurmctld waits.
+
+    ``untagged`` ``local``: job_submit.lua lets a job without any trace of a tag pass by itself and tells the daemon.
+    """
 
     socket: forms.Path = "/run/secure-slurm/decision/decide.sock"
     deadline: forms.Duration = 0.2
+    untagged: Literal["ask", "local"] = "local"
     untagged_when_down: Literal["refuse", "allow"] = "refuse"
     record_key: forms.Path = "/etc/secure-slurm/record.key"
 

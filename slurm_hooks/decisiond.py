@@ -4,20 +4,25 @@ Everything that a decision needs lies in memory. Policy and group members are lo
 in whole when they change; a broken new policy leaves the last good one in use and an error in the log. A request
 touches no network, no name service and no LDAP. One line of audit is written before each answer and reaches the disk
 within a second.
+
+Untagged jobs may be let pass by job_submit.lua itself and told here as notes (decision 0018). It does so only while
+this daemon confirms, second by second, that it decides by the policy which job_submit.lua was rendered from.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import gc
 import logging
 import os
 import pwd
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Sequence
+
+import attrs
 
 from audit.chain import AuditError, Chain
 from conf.errors import SecureSlurmError
@@ -26,9 +31,11 @@ from conf.site import DEFAULT_PATH as SITE_PATH
 from conf.site import Site, load_site
 from conf.version import __version__
 from slurm_hooks import record
-from slurm_hooks.engine import Decision, Signer, decide_modify, decide_submit
-from slurm_hooks.live import LOOK_EVERY, Live, account, every
-from slurm_hooks.serve import Fields, Listener, Peer, notify, serve
+from slurm_hooks.answering import Fields, Peer, notify
+from slurm_hooks.desk import Desk
+from slurm_hooks.engine import POLICY_DIGITS, Decision, Signer, decide_modify, decide_submit
+from slurm_hooks.explained import Explainer
+from slurm_hooks.live import LOOK_EVERY, Live, account
 from slurm_hooks.snapshot import SnapshotCache
 
 LOG = logging.getLogger(__name__)
@@ -39,6 +46,12 @@ SOCKET_MODE = 0o660
 DEADLINE_SHARE = 0.75
 """Of the time that slurmctld waits: an answer that would come too late is better given up here."""
 
+SWITCH_INTERVAL = 0.00005
+"""Seconds for which a request waits for the interpreter when the background has it; Python's own 5 ms are too long."""
+SWEEP_EVERY = 60.0
+"""Seconds between two collections of cyclic garbage, which happen at no other time."""
+
+UNTAGGED = "allow.untagged"
 _UNWRITABLE = ("audit.unwritable", "the decision could not be written to the audit trail, so the job is refused")
 
 
@@ -49,23 +62,42 @@ class Decider:
         self._live = live
         self._signer = signer
         self._chain = chain
+        self._explainer = Explainer(live.path, signer)
         self._unflushed = False
         self._audit_broken = False
+        # one decision at a time: a batch of notes lets a request in between two of them
+        self._turn = threading.Lock()
+        self._distrusted: str | None = None
         self.decided = {"allow": 0, "refuse": 0}
 
-    async def submit(self, fields: Fields, _peer: Peer) -> dict[str, bytes | str]:
+    def submit(self, fields: Fields, _peer: Peer) -> dict[str, bytes | str]:
         """Verb ``submit``."""
-        return self._answer(decide_submit(fields, self._live.context(), self._signer))
+        with self._turn:
+            context = self._live.context()
+            return self._answer(
+                self._explainer.decide(fields, context) or decide_submit(fields, context, self._signer)
+            )
 
-    async def modify(self, fields: Fields, _peer: Peer) -> dict[str, bytes | str]:
+    def modify(self, fields: Fields, _peer: Peer) -> dict[str, bytes | str]:
         """Verb ``modify``."""
-        return self._answer(decide_modify(fields, self._live.context(), self._signer))
+        with self._turn:
+            return self._answer(decide_modify(fields, self._live.context(), self._signer))
 
-    async def ping(self, _fields: Fields, _peer: Peer) -> dict[str, bytes | str]:
+    def note(self, fields: Fields, _peer: Peer) -> dict[str, bytes | str]:
+        """Verb ``note``: an untagged job that job_submit.lua has let pass, for the trail; it is judged all the same."""
+        with self._turn:
+            own = decide_submit(fields, self._live.context(), self._signer)
+            self._written(attrs.evolve(own, allowed=True, rule=UNTAGGED, verb="note", tag=None, nonce=""))
+            self.decided["allow"] += 1
+            if not own.allowed or own.rule != UNTAGGED:
+                self._differs(own)
+            return self._confirmed({"verdict": "allow"})
+
+    def ping(self, _fields: Fields, _peer: Peer) -> dict[str, bytes | str]:
         """Verb ``ping``: the daemon is there."""
         return {"verdict": "allow", "version": __version__}
 
-    async def status(self, _fields: Fields, _peer: Peer) -> dict[str, bytes | str]:
+    def status(self, _fields: Fields, _peer: Peer) -> dict[str, bytes | str]:
         """Verb ``status``: what is in use, for an admin."""
         return {
             "verdict": "allow",
@@ -79,6 +111,7 @@ class Decider:
     def look(self) -> None:
         """Take over a changed policy and changed members. Does file I/O: never call it while a request waits."""
         self._live.look()
+        self._explainer.look(self._live.policy)
 
     def flush(self) -> None:
         """Put the audit lines so far on the disk."""
@@ -96,36 +129,62 @@ class Decider:
         self.decided["allow" if decision.allowed else "refuse"] += 1
         if not decision.allowed:
             LOG.info("refused uid %d (%s): %s", decision.actor, decision.verb, decision.rule)
-        return decision.answer()
+        return self._confirmed(decision.answer())
+
+    def _confirmed(self, answer: dict[str, bytes | str]) -> dict[str, bytes | str]:
+        """The answer, with the policy by which job_submit.lua may let untagged jobs pass if it was rendered from it."""
+        policy = self._live.policy.hash[:POLICY_DIGITS]
+        return answer if policy == self._distrusted else {**answer, "policy": policy}
+
+    def _differs(self, own: Decision) -> None:
+        """Tell that a job was let pass which should not have been, and let no further one pass without being asked."""
+        LOG.error("uid %d: job_submit.lua let a job pass as untagged whose verdict is %s: it must ask", own.actor, own.rule)
+        self._distrusted = self._live.policy.hash[:POLICY_DIGITS]
+        self._write(
+            "decision.differs",
+            verdict="allow" if own.allowed else "refuse",
+            rule=own.rule,
+            verb="note",
+            uid=own.uid,
+            submit_uid=own.actor,
+            partition=own.partition or None,
+            policy=own.policy or None,
+        )
 
     def _written(self, decision: Decision) -> Decision:
         """The decision, once the trail has it; a tagged one that it cannot have is refused."""
         tag = decision.tag
+        written = self._write(
+            "decision",
+            verdict="allow" if decision.allowed else "refuse",
+            rule=decision.rule,
+            verb=decision.verb,
+            uid=decision.uid,
+            submit_uid=decision.actor,
+            job=decision.job,
+            klass=tag.klass if tag else None,
+            residency=tag.residency if tag else None,
+            scratch=tag.scratch if tag else None,
+            datasets=",".join(tag.datasets) or None if tag else None,
+            shadowed=",".join(decision.shadowed) or None,
+            partition=decision.partition or None,
+            policy=decision.policy or None,
+            nonce=decision.nonce or None,
+            reason=decision.reason or None,
+        )
+        if written or tag is None:
+            return decision
+        return decision.refused(*_UNWRITABLE, "tell an admin: the audit trail is stuck")
+
+    def _write(self, event: str, **fields: object) -> bool:
         try:
-            self._chain.append(
-                "decision",
-                durable=False,
-                verdict="allow" if decision.allowed else "refuse",
-                rule=decision.rule,
-                verb=decision.verb,
-                uid=decision.uid,
-                submit_uid=decision.actor,
-                job=decision.job,
-                klass=tag.klass if tag else None,
-                residency=tag.residency if tag else None,
-                scratch=tag.scratch if tag else None,
-                partition=decision.partition or None,
-                policy=decision.policy or None,
-                nonce=decision.nonce or None,
-            )
+            self._chain.append(event, durable=False, **fields)
         except (AuditError, ValueError) as error:
             self._note_broken(error)
-            return (
-                decision if tag is None else decision.refused(*_UNWRITABLE, "tell an admin: the audit trail is stuck")
-            )
+            return False
         self._unflushed = True
         self._audit_broken = False
-        return decision
+        return True
 
     def _note_broken(self, error: Exception) -> None:
         if not self._audit_broken:
@@ -133,7 +192,7 @@ class Decider:
         self._audit_broken = True
 
 
-async def run(decider: Decider, site: Site, slurm: pwd.struct_passwd, stop: asyncio.Event) -> None:
+def run(decider: Decider, site: Site, slurm: pwd.struct_passwd, stop: threading.Event) -> None:
     """Serve until ``stop``. Only SlurmUser and root may ask, by the kernel's word."""
     controllers = frozenset({0, slurm.pw_uid})
     handlers = {
@@ -142,22 +201,42 @@ async def run(decider: Decider, site: Site, slurm: pwd.struct_passwd, stop: asyn
         "ping": (controllers, decider.ping),
         "status": (frozenset({0}), decider.status),
     }
-    deadline = site.controller.deadline * DEADLINE_SHARE
-    listener: Listener = await serve(
-        site.controller.socket, handlers, mode=SOCKET_MODE, group=_group_for(slurm), deadline=deadline
-    )
-    tasks = [asyncio.create_task(every(LOOK_EVERY, work)) for work in (decider.look, decider.flush)]
+    notes = {"note": (controllers, decider.note)}
+    desk = Desk(site.controller.socket, handlers, notes, deadline=site.controller.deadline * DEADLINE_SHARE)
+    desk.open(mode=SOCKET_MODE, group=_group_for(slurm))
+    background = ((LOOK_EVERY, decider.look), (LOOK_EVERY, decider.flush), (SWEEP_EVERY, sweep))
+    threads = [threading.Thread(target=_again, args=(stop, *each), daemon=True) for each in background]
     try:
+        for thread in threads:
+            thread.start()
         notify("READY=1")
         LOG.info("deciding at %s", site.controller.socket)
-        await stop.wait()
+        stop.wait()
     finally:
+        stop.set()
         notify("STOPPING=1")
-        await listener.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        desk.close()
+        for thread in threads:
+            thread.join()
         decider.flush()
+
+
+def _again(stop: threading.Event, seconds: float, work: Callable[[], None]) -> None:
+    """Do ``work`` again and again; a failure is logged, and is no reason to stop looking."""
+    while not stop.wait(seconds):
+        try:
+            work()
+        except Exception:
+            LOG.exception("a background task failed")
+
+
+def sweep() -> None:
+    """Collect cyclic garbage now, and never look again at what has survived: policy and members live for long.
+
+    Left to itself the collector would go through all members of all groups while slurmctld waits.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _group_for(slurm: pwd.struct_passwd) -> int | None:
@@ -180,13 +259,15 @@ def build(config: str, policy: str, snapshot_user: str) -> tuple[Decider, Site, 
     return Decider(live, signer, chain), site, slurm
 
 
-async def _serve_until_signal(config: str, policy: str, snapshot_user: str) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+def _serve_until_signal(config: str, policy: str, snapshot_user: str) -> None:
+    stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        signal.signal(number, lambda *_: stop.set())
     decider, site, slurm = build(config, policy, snapshot_user)
-    await run(decider, site, slurm, stop)
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    gc.disable()
+    sweep()
+    run(decider, site, slurm, stop)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -202,12 +283,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=logging.DEBUG if options.verbose else logging.INFO,
         format="%(levelname)s %(name)s: %(message)s",
     )
-    with suppress(KeyboardInterrupt):
-        try:
-            asyncio.run(_serve_until_signal(options.config, options.policy, options.snapshot_user))
-        except SecureSlurmError as error:
-            LOG.error("%s%s", error, f" ({error.advice})" if error.advice else "")
-            return error.exit_code
+    try:
+        _serve_until_signal(options.config, options.policy, options.snapshot_user)
+    except SecureSlurmError as error:
+        LOG.error("%s%s", error, f" ({error.advice})" if error.advice else "")
+        return error.exit_code
     return 0
 
 

@@ -6,7 +6,10 @@
 --     (job_submit_lua.c, slurm_lua.c);
 --   * only an answer that repeats this request's nonce and says "allow" allows;
 --   * one deadline for the whole exchange; after three timeouts in a row it refuses at once for five seconds;
---   * it starts no program and reads no file but the configuration.
+--   * it starts no program and reads no file but the configuration;
+--   * it lets an untagged job pass by itself (`untagged = "local"`, decision 0018) only if nothing about the job hints at
+--     a tag, the daemon has confirmed in this second that it decides by the policy which the configuration was made from,
+--     and the daemon could be told. In any other case it asks.
 local CONFIG = "/etc/secure-slurm/job_submit.conf.lua"
 
 local VALUE_LIMIT = 8192 -- bytes of one field; longer ones are cut, and flagged
@@ -15,10 +18,13 @@ local LIMITS = { dependency = 131072 } -- a list of a thousand jobs is nothing u
 local LINES_LIMIT = 64 -- #SECURE lines of a script
 local BODY_LIMIT = 1024 * 1024
 local HEADER_LIMIT = 12 -- "SS1 1048576\n"
+local HEADER_LEAST = 6 -- "SS1 0\n"
 local FIELD_LIMIT = 256
 local TIMEOUTS_LIMIT = 3
 local QUIET_SECONDS = 5
 local CONFIG_SECONDS = 10
+local CONFIRMED_SECONDS = 1 -- as long as the daemon itself may take to see a new policy
+local NOTES_LIMIT = 128 -- notes that the daemon has not confirmed yet; as many fit into its socket
 
 -- What is sent of a job: to add a field, add its name.
 local STRINGS = {
@@ -97,7 +103,9 @@ local function read_config()
   local found = dofile(CONFIG)
   if type(found) ~= "table" or type(found.socket) ~= "string" or type(found.deadline) ~= "number"
     or found.deadline <= 0 or found.deadline > 5 or type(found.demand) ~= "table"
-    or (found.untagged_when_down ~= "allow" and found.untagged_when_down ~= "refuse") then
+    or (found.untagged_when_down ~= "allow" and found.untagged_when_down ~= "refuse")
+    or (found.untagged ~= nil and found.untagged ~= "ask" and found.untagged ~= "local")
+    or (found.untagged == "local" and (type(found.policy) ~= "string" or #found.policy ~= 16)) then
     error("secure-slurm: " .. CONFIG .. " is incomplete: run `secure-slurm conf render`")
   end
   return found
@@ -226,7 +234,7 @@ local function connect(stop)
 end
 
 local function receive_header(stop)
-  local line = ""
+  local line, more = "", HEADER_LEAST
   while string.sub(line, -1) ~= "\n" do
     if #line >= HEADER_LIMIT then
       return nil, "malformed"
@@ -234,11 +242,11 @@ local function receive_header(stop)
     if not wait_until(stop) then
       return nil, "timeout"
     end
-    local byte, problem = connection:receive(1)
-    if not byte then
+    local part, problem = connection:receive(more)
+    if not part then
       return nil, problem
     end
-    line = line .. byte
+    line, more = line .. part, 1
   end
   local size = tonumber(string.match(line, "^SS1 (%d+)\n$"))
   if not size or size > BODY_LIMIT then
@@ -285,14 +293,30 @@ local function exchange(message, nonce)
   return answer
 end
 
+local function new_nonce(now)
+  asked = asked + 1
+  return string.format("%.0f-%d-%d", now * 1000000, asked, math.random(0, 999999))
+end
+
+-- When the daemon last said that it decides by the policy that the configuration was made from.
+local confirmed_at = nil
+
+local function confirm(answer)
+  confirmed_at = answer.policy == config.policy and socket.gettime() or nil
+end
+
+local function is_confirmed()
+  local age = confirmed_at and socket.gettime() - confirmed_at
+  return age and age >= 0 and age < CONFIRMED_SECONDS
+end
+
 -- The answer's fields, or nil and why there is none.
 local function ask(fields)
   local now = socket.gettime()
   if now < quiet_until and quiet_until - now <= QUIET_SECONDS then
     return nil, "it did not answer in time three times, so it is not asked for some seconds"
   end
-  asked = asked + 1
-  local nonce = string.format("%.0f-%d-%d", now * 1000000, asked, math.random(0, 999999))
+  local nonce = new_nonce(now)
   fields.nonce = nonce
   local message = encode(fields)
   if not message then
@@ -304,8 +328,10 @@ local function ask(fields)
   end
   if answer then
     timeouts = 0
+    confirm(answer)
     return answer
   end
+  confirmed_at = nil
   close()
   if problem == "timeout" then
     timeouts = timeouts + 1
@@ -315,6 +341,104 @@ local function ask(fields)
     end
   end
   return nil, problem
+end
+
+-- Notes: what is told to the daemon and not asked ------------------------------------------------------------------
+-- They have a connection of their own, on which nobody waits. The daemon confirms how many it has taken; those that a
+-- dead daemon has not confirmed are told again to its successor.
+
+local notes = nil -- the connection
+local heard = "" -- what has come of the next confirmation
+local unconfirmed, first_note, last_note = {}, 1, 0
+local taken = 0 -- how many of this connection's notes the daemon has confirmed
+
+local function close_notes()
+  if notes then
+    pcall(notes.close, notes)
+  end
+  notes = nil
+end
+
+-- Takes one confirmation, a count of all notes of this connection; false when it is none.
+local function take_confirmation(answer)
+  local count = answer and answer.verdict == "allow" and tonumber(answer.count)
+  if not count or count < taken or count - taken > last_note - first_note + 1 then
+    return false
+  end
+  for _ = taken + 1, count do
+    unconfirmed[first_note] = nil
+    first_note = first_note + 1
+  end
+  taken = count
+  confirm(answer)
+  return true
+end
+
+-- Takes what the daemon has said so far; false when the connection is of no more use.
+local function hear()
+  local _, problem, part = notes:receive(BODY_LIMIT)
+  heard = heard .. (part or "")
+  while heard ~= "" do
+    local size, start = string.match(heard, "^SS1 (%d%d?%d?%d?)\n()")
+    local stop = size and start + tonumber(size)
+    if not size and #heard >= HEADER_LIMIT then
+      return false
+    end
+    if not size or #heard < stop - 1 then
+      break
+    end
+    if not take_confirmation(decode(string.sub(heard, start, stop - 1))) then
+      return false
+    end
+    heard = string.sub(heard, stop)
+  end
+  return problem == "timeout"
+end
+
+-- Whether the whole message lies in the socket now; nobody waits for room.
+local function put_note(message)
+  local sent, problem, bytes = notes:send(message)
+  if not sent and not (problem == "timeout" and bytes == 0) then
+    close_notes() -- a part of a message cannot be taken back
+  end
+  return sent ~= nil
+end
+
+-- A new connection, on which every note that is not confirmed is told again.
+local function open_notes()
+  notes, heard, taken = assert(new_stream()), "", 0
+  notes:settimeout(0, "t")
+  if not notes:connect(config.socket) then
+    return false
+  end
+  for index = first_note, last_note do
+    if not put_note(unconfirmed[index]) then
+      return false
+    end
+  end
+  return true
+end
+
+-- Whether the daemon will hear of it. If not, nothing was told.
+local function tell_daemon(fields)
+  local message = encode(fields)
+  if not message then
+    return false
+  end
+  if not (notes and hear()) then
+    close_notes()
+    if not open_notes() then
+      close_notes()
+      return false
+    end
+  end
+  -- what was heard just now may have been that the policy is another one
+  if not is_confirmed() or last_note - first_note + 1 >= NOTES_LIMIT or not put_note(message) then
+    return false
+  end
+  last_note = last_note + 1
+  unconfirmed[last_note] = message
+  return true
 end
 
 -- What is told to the user ----------------------------------------------------------------------------------------
@@ -480,6 +604,10 @@ local function shares_by_force(part)
   return type(share) ~= "number" or math.floor(share / SHARED_FORCE) % 2 == 1
 end
 
+local function is_default(part)
+  return part.flag_default == true or (type(part.flag_default) == "number" and part.flag_default ~= 0)
+end
+
 -- Those of the job's partitions (all, when not even the default is known) that share their nodes by force.
 local function collect_sharing(fields, known, partitions)
   local found = {}
@@ -503,7 +631,7 @@ local function collect_partitions(fields, part_list, stored)
   for key, part in pairs(type(part_list) == "table" and part_list or {}) do
     local name = part.name or key
     known[name] = part
-    if part.flag_default == true or (type(part.flag_default) == "number" and part.flag_default ~= 0) then
+    if is_default(part) then
       put(fields, "default_partition", name)
     end
     if config.demand[name] then
@@ -611,14 +739,41 @@ local function expands(fields)
     or (fields.dependency ~= nil and string.find(string.lower(fields.dependency), "expand", 1, true) ~= nil)
 end
 
--- Whether anything about a new job hints at a tag; in doubt it does.
+-- Fields that hint at a tag by being there: what asks for one, and what was cut, of which nobody knows what it says.
+local TRACES = { "script_lines", "script_lines.overflow" }
+local TAG_VARIABLES = { "SECURE_CLASS", "SECURE_RESIDENCY", "SECURE_SCRATCH_SIZE", "SECURE_DATASETS" }
+for _, name in ipairs(TAG_VARIABLES) do
+  TRACES[#TRACES + 1] = "env." .. string.lower(name)
+end
+for _, name in ipairs({ "extra", "admin_comment", "partition", "default_partition", "dependency", "alloc_node",
+  "user_name", "script_lines", "demand_nodes" }) do
+  TRACES[#TRACES + 1] = name .. ".cut"
+end
+
+local function has_any(fields, names)
+  for _, name in ipairs(names) do
+    if fields[name] ~= nil then
+      return true
+    end
+  end
+  return false
+end
+
+-- The partitions that a job would go to; any that demands a tag when not even the default is known.
+local function demands_tag(asked, default)
+  local partitions = (asked and asked ~= "" and asked) or default or ""
+  if not string.find(partitions, "[^,]") then
+    return next(config.demand) ~= nil
+  end
+  return demands(partitions)
+end
+
+-- Whether anything about a new job hints at a tag; in doubt it does. Whatever the engine refuses about a job without a
+-- tag must be a trace: tests/unit/decision/test_untagged.py compares the two.
 local function submit_trace(fields, demanding)
-  return mentions(fields.extra) or mentions(fields.admin_comment) or fields.script_lines ~= nil
-    or fields["script_lines.overflow"] ~= nil or fields["env.secure_class"] ~= nil
-    or fields["env.secure_residency"] ~= nil or fields["env.secure_scratch_size"] ~= nil
-    or fields["env.secure_datasets"] ~= nil
-    or demands(fields.partition or fields.default_partition or (next(config.demand) or ""))
-    or from_demanding_node(fields.alloc_node, demanding) or expands(fields)
+  return has_any(fields, TRACES) or mentions(fields.extra) or mentions(fields.admin_comment)
+    or demands_tag(fields.partition, fields.default_partition) or from_demanding_node(fields.alloc_node, demanding)
+    or expands(fields)
 end
 
 local function modify_trace(fields)
@@ -677,6 +832,82 @@ local function obey(answer, job)
     "tell an admin: secure-slurm's decision daemon answered without a verdict")
 end
 
+-- What the verdict on a job without a tag rests on, and nothing else: a fifth of what is collected to ask.
+local UNTAGGED = { "extra", "admin_comment", "dependency", "partition", "alloc_node", "user_name" }
+local known_default = nil
+
+-- The partition that jobs without one go to. Looked for only when it is not the one of last time.
+local function default_partition(part_list)
+  local part = known_default and part_list[known_default]
+  if not (part and is_default(part)) then
+    known_default = nil
+    for name, each in pairs(part_list) do
+      if is_default(each) then
+        known_default = each.name or name
+      end
+    end
+  end
+  return known_default
+end
+
+-- Whether script or environment ask for a tag, well-formed or not.
+local function asks_for_tag(job)
+  local script = job.script
+  if type(script) == "string"
+    and (string.sub(script, 1, 7) == "#SECURE" or string.find(script, "\n#SECURE", 1, true)) then
+    return true
+  end
+  local environment = has_environment(job) and job.environment
+  for _, name in ipairs(environment and TAG_VARIABLES or {}) do
+    if environment[name] ~= nil then
+      return true
+    end
+  end
+  return false
+end
+
+-- Whether an untagged job may pass without being asked about, and was told to the daemon.
+local function passes_here(job, part_list, submit_uid)
+  if config.untagged ~= "local" or not is_confirmed() or type(part_list) ~= "table" then
+    return false
+  end
+  local fields = { verb = "note", submit_uid = number(submit_uid), policy = config.policy }
+  put_number(fields, job, "user_id", NO_VAL)
+  for _, name in ipairs(UNTAGGED) do
+    local value = job[name]
+    if type(value) == "string" then
+      put(fields, name, value)
+    end
+  end
+  if not fields.partition or fields.partition == "" then
+    local default = default_partition(part_list)
+    if default then
+      put(fields, "default_partition", default)
+    end
+  end
+  local demanding, lines = {}, {}
+  for name in pairs(config.demand) do
+    local part = part_list[name]
+    if part then
+      demanding[name] = part.nodes or ""
+      lines[#lines + 1] = name .. "=" .. demanding[name]
+    end
+  end
+  if #lines > 0 then
+    put(fields, "demand_nodes", table.concat(lines, "\n"), NODES_LIMIT)
+  end
+  if submit_trace(fields, demanding) or asks_for_tag(job) then
+    return false
+  end
+  fields.nonce = new_nonce(socket.gettime())
+  local ok, told = pcall(tell_daemon, fields)
+  if not ok then
+    close_notes()
+    log_error(told)
+  end
+  return ok and told == true
+end
+
 -- Runs `body` so that nothing but the number SUCCESS, returned on purpose, can accept.
 local function guarded(body, ...)
   local ok, result = pcall(body, ...)
@@ -685,6 +916,7 @@ local function guarded(body, ...)
   end
   if not ok then
     close()
+    close_notes()
     log_error(result)
     pcall(refuse, "engine.error", "the submission filter failed, so the job was refused",
       "tell an admin: slurmctld's log has the details")
@@ -694,6 +926,9 @@ end
 
 local function submit(job, part_list, submit_uid)
   refresh_config()
+  if passes_here(job, part_list, submit_uid) then
+    return SUCCESS
+  end
   local fields = { verb = "submit", submit_uid = number(submit_uid) }
   collect_job(fields, job)
   local script = job.script

@@ -8,21 +8,25 @@ from typing import Any
 
 import pytest
 
-from bench import join
+from bench import join, large, submission
 from bench.measure import BenchError, in_turns, paired, percentile, summary, timed
+from conf.policy import load_policy
 
 MACHINE = {"slurm": "24.11.5", "python": "3.13.5", "cores": 2, "kernel": "6.12"}
 PAIR = {"pairs": 12, "ours_ms": 2.0, "base_ms": 1.0, "ratio": 2.0, "pair_ratio_p25": 1.5, "pair_ratio_p75": 2.5}
 TIMES = {"n": 10, "p50": 1.0, "p99": 2.0, "max": 3.0}
 STUB = dict.fromkeys(("stub", "sh", "python", "python_with_imports"), PAIR)
-RATE = {"per_second": 90.0, "ratio_to_noop": 0.9, "batches": 10}
+RATE = {"per_second": 90.0, "ratio_to_plain": 0.9, "batches": 10, "head_node_ms_per_job": 1.0}
 SUBMISSION = {
     **MACHINE,
     "users": 50000,
-    "decision_ms": dict.fromkeys(("noop", "untagged", "tagged", "reload", "python", "filter"), TIMES),
+    "roles": 200,
+    "datasets": 500,
+    "decision_ms": dict.fromkeys(("noop", "untagged", "tagged", "datasets", "reload", "python", "filter"), TIMES),
     "ratio_filter_to_noop": 100.0,
     "ratio_python_to_filter": 10.0,
-    "throughput": {"batch": 40, "at_once": 4, "noop_per_second": 100.0, "untagged": RATE, "tagged": RATE},
+    "throughput": {"batch": 40, "at_once": 4, **dict.fromkeys(("plain", "noop", "untagged", "tagged"), RATE)},
+    "targets": {"p99_ms": {"target": 1.0, "reached": 2.0, "met": False}},
     "stub": STUB,
 }
 SIZE = {
@@ -101,3 +105,29 @@ def test_a_command_that_fails_has_no_time() -> None:
     with pytest.raises(BenchError, match="ended with 3: why"):
         timed(["/bin/sh", "-c", "echo why; exit 3"])
     assert timed(["/bin/true"]) > 0
+
+
+def test_the_large_site_is_as_large_as_the_page_says(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(large.policy())
+    policy = load_policy(str(path))
+    members = large.members()
+
+    assert (len(policy.roles), len(policy.datasets)) == (200, 500)
+    assert policy.groups() <= set(members.groups)
+    assert len(members.groups) == 200
+    assert len(members.groups_of("alice")) == 4
+    assert members.groups != large.members(1).groups
+    assert sum(1 for number in range(50_000) if members.groups_of(f"user{number:06d}")) == 49_999
+
+
+def test_a_target_is_met_or_not() -> None:
+    times = {"untagged": {"p99": 0.2}, "tagged": {"p99": 1.1}, "datasets": {"p99": 0.9}}
+    rates = {"untagged": {"ratio_to_plain": 0.98}, "tagged": {"ratio_to_plain": 0.8}}
+    found = submission.targets({"decision_ms": times, "throughput": rates})
+
+    assert {name: (each["reached"], each["met"]) for name, each in found.items()} == {
+        "p99_ms": (1.1, False),
+        "throughput_untagged": (0.98, True),
+        "throughput_tagged": (0.8, False),
+    }

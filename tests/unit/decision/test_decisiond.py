@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import hashlib
 import json
 import os
 import pwd
@@ -10,8 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,9 +22,9 @@ from pytest_mock import MockerFixture
 from audit.chain import AuditError
 from conf.errors import ConfigError
 from slurm_hooks import decisiond, wire
+from slurm_hooks.answering import Peer
 from slurm_hooks.decisiond import Decider
 from slurm_hooks.membership import Group
-from slurm_hooks.serve import Peer
 from slurm_hooks.snapshot import Snapshot, write_snapshot
 
 Fields = dict[str, bytes]
@@ -100,7 +102,7 @@ def tagged(fields: Fields) -> Fields:
 
 def ask(decider: Decider, fields: Fields) -> dict[str, bytes | str]:
     verb = decider.modify if fields["verb"] == b"modify" else decider.submit
-    return asyncio.run(verb(fields, PEER))
+    return verb(fields, PEER)
 
 
 def test_decisions_are_in_the_trail_before_they_are_answered(place: Place, fields: Fields, plain: Fields) -> None:
@@ -202,26 +204,26 @@ def test_an_unknown_user_is_a_mistake_of_the_admin(place: Place) -> None:
         decisiond.build(str(place.config), str(place.policy), "no-such-user")
 
 
-def serving(place: Place, use: Callable[[str], Awaitable[None]]) -> None:
-    async def main() -> None:
-        decider, site, slurm = decisiond.build(str(place.config), str(place.policy), ME)
-        stop = asyncio.Event()
-        running = asyncio.create_task(decisiond.run(decider, site, slurm, stop))
+@contextlib.contextmanager
+def serving(place: Place) -> Iterator[str]:
+    decider, site, slurm = decisiond.build(str(place.config), str(place.policy), ME)
+    stop = threading.Event()
+    running = threading.Thread(target=decisiond.run, args=(decider, site, slurm, stop))
+    running.start()
+    try:
         while not Path(site.controller.socket).exists():
-            assert not running.done(), running
-            await asyncio.sleep(0.01)
-        try:
-            await asyncio.wait_for(use(site.controller.socket), 20)
-        finally:
-            stop.set()
-            await running
-
-    asyncio.run(main())
+            assert running.is_alive()
+            time.sleep(0.01)
+        yield site.controller.socket
+    finally:
+        stop.set()
+        running.join(20)
+    assert not running.is_alive()
 
 
 def test_over_the_socket(place: Place, fields: Fields) -> None:
-    async def use(path: str) -> None:
-        answer = await asyncio.to_thread(wire.exchange, path, tagged(fields), timeout=5)
+    with serving(place) as path:
+        answer = wire.exchange(path, tagged(fields), timeout=5)
         assert answer["verdict"] == b"allow"
         assert answer["set.features"] == b"eu"
         assert answer["set.admin_comment"].startswith(b"secure-slurm/1 cluster=test uid=1001 user=alice class=phi")
@@ -233,17 +235,61 @@ def test_over_the_socket(place: Place, fields: Fields) -> None:
             "rec.admin_comment": answer["set.admin_comment"],
             "name": b"other",
         }
-        assert (await asyncio.to_thread(wire.exchange, path, again, timeout=5))["rule"] == b"allow.tagged"
-        assert (await asyncio.to_thread(wire.exchange, path, {"verb": "ping"}, timeout=5))["verdict"] == b"allow"
-        status = await asyncio.to_thread(wire.exchange, path, {"verb": "status"}, timeout=5)
+        assert wire.exchange(path, again, timeout=5)["rule"] == b"allow.tagged"
+        assert wire.exchange(path, {"verb": "ping"}, timeout=5)["verdict"] == b"allow"
+        status = wire.exchange(path, {"verb": "status"}, timeout=5)
         if os.geteuid() == 0:
             assert status["decided.allow"] == b"2"
             assert status["audit"] == b"written"
             assert b"s old" in status["members"]
-
-    serving(place, use)
     assert [line["verb"] for line in place.trail()] == ["submit", "modify"]
     assert list((place.folder / "audit").rglob("*.head"))
+
+
+def test_notes_are_in_the_trail_and_confirmed(place: Place, plain: Fields) -> None:
+    with serving(place) as path:
+        answer = wire.exchange(path, {**plain, "verb": b"note"}, timeout=5)
+
+    policy = hashlib.sha256(POLICY.encode()).hexdigest()[:16]
+    assert (answer["verdict"], answer["count"], answer["policy"]) == (b"allow", b"1", policy.encode())
+    (line,) = place.trail()
+    assert (line["event"], line["verb"], line["verdict"], line["rule"]) == (
+        "decision",
+        "note",
+        "allow",
+        "allow.untagged",
+    )
+    assert (line["uid"], line["policy"], line["partition"]) == (1002, policy, "open")
+
+
+@pytest.mark.parametrize(
+    ("more", "rule"),
+    [
+        ({"partition": b"phi"}, "tag.missing"),
+        ({"extra": b"secure-slurm:class=phi"}, "residency.required"),
+        ({"extra": b"secure-slurm:class=phi;residency=eu"}, "allow.tagged"),
+        ({"submit_uid": b"x"}, "engine.error"),
+    ],
+)
+def test_a_note_that_the_engine_would_not_have_let_pass_raises_the_alarm(
+    place: Place, plain: Fields, more: Fields, rule: str
+) -> None:
+    place.members("alice", "bob")
+    decider = place.decider()
+    assert decider.note({**plain, "verb": b"note"}, PEER)["policy"]
+
+    answer = decider.note({**plain, "verb": b"note", "user_id": b"1002", **more, "user_name": b"bob"}, PEER)
+
+    # no more jobs pass without a question, until there is another policy
+    assert answer == {"verdict": "allow"}
+    assert "policy" not in ask(decider, plain)
+    told = place.trail()[1:3]
+    assert [(line["event"], line["verb"]) for line in told] == [("decision", "note"), ("decision.differs", "note")]
+    assert told[0]["verdict"] == "allow"
+    assert told[1]["rule"] == rule
+    place.policy.write_text(POLICY + "# new\n")
+    decider.look()
+    assert ask(decider, plain)["policy"]
 
 
 def test_the_daemon_as_a_process(place: Place, plain: Fields) -> None:
