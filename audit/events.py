@@ -64,6 +64,9 @@ FIELDS: dict[str, Kind] = {
     "datasets": Kind("text", 640),
     "shadowed": Kind("text", 512),
     "partition": Kind("text", 256),
+    "exemption": Kind("name", 400, r"[a-z0-9][a-z0-9,-]*"),
+    "role": Kind("name", 32, _TAG),
+    "until": Kind("int"),
     "policy": Kind("name", 64, _HEX),
     "nonce": Kind("name", 64, _HEX),
     "incarnation": Kind("name", 64, _HEX),
@@ -106,14 +109,21 @@ EVENTS: dict[str, Event] = {
     "daemon.stop": _event("", "version reason hook"),
     # deciding
     "decision": _event(
-        "verdict rule verb uid", "submit_uid class residency scratch datasets shadowed partition policy reason"
+        "verdict rule verb uid",
+        "submit_uid class residency scratch datasets shadowed exemption partition policy reason",
     ),
     # a job that was let pass by job_submit.lua itself, and that the daemon would have refused
     "decision.differs": _event("verdict rule verb uid", "submit_uid partition policy reason"),
     "start.judged": _event(
-        "job verdict rule", "uid class residency scratch datasets shadowed partition policy nodes restarts reason count"
+        "job verdict rule",
+        "uid class residency scratch datasets shadowed exemption partition policy nodes restarts reason count",
     ),
     "start.refused": _event("job rule", "uid verb reason result hook restarts"),
+    # break-glass: `submit_uid` is whose file it was, `uid` who gets it, `digest` the request's
+    "glass.requested": _event("exemption digest", "uid submit_uid role until reason"),
+    "glass.approved": _event("exemption digest", "uid submit_uid role until reason"),
+    "glass.ended": _event("exemption digest", "uid submit_uid role until reason"),
+    "glass.refused": _event("rule reason", "exemption digest uid submit_uid role until"),
     "snapshot.loaded": _event("count", "bytes"),
     "snapshot.stale": _event("", "reason"),
     # keys and grants

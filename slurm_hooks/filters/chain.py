@@ -114,6 +114,7 @@ def judge_job(job: SubmitJob, context: Context, judges: Sequence[Judge]) -> Allo
     """Allow only if there are judges and every one of them said so; a rule in shadow refuses nothing, and is told."""
     said_something = False
     shadowed: list[Deny] = []
+    exemptions: list[str] = []
     for judge in judges:
         found: object = judge(job, context)
         if isinstance(found, Deny):
@@ -122,7 +123,8 @@ def judge_job(job: SubmitJob, context: Context, judges: Sequence[Judge]) -> Allo
             shadowed.append(found)
         elif isinstance(found, Allow):
             shadowed.extend(found.shadowed)
+            exemptions.extend(found.exemptions)
         else:
             return NO_VERDICT
         said_something = True
-    return Allow(tuple(shadowed)) if said_something else NO_VERDICT
+    return Allow(tuple(shadowed), tuple(dict.fromkeys(exemptions))) if said_something else NO_VERDICT

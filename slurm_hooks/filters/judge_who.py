@@ -7,7 +7,7 @@ from conf.quote import quote
 from slurm_hooks import record
 from slurm_hooks.filters.job import SubmitJob
 from slurm_hooks.filters.judge_role import narrowed, some, with_datasets
-from slurm_hooks.filters.verdict import ALLOW, Context, Deny, Verdict
+from slurm_hooks.filters.verdict import ALLOW, Allow, Context, Deny, Verdict
 from slurm_hooks.snapshot import Snapshot
 
 Roles = dict[str, Role]
@@ -48,16 +48,35 @@ def role(job: SubmitJob, context: Context) -> Verdict:
     policy = context.policy
     places = places_of(job, policy)
     groups = context.members.groups_of(job.user_name or "")
-    exempt = context.exempt_roles(job.user_name or "")
     fitting = {name: each for name, each in policy.roles_for(job.tag.klass) if places <= frozenset(each.jurisdictions)}
-    held = {name: each for name, each in fitting.items() if name in exempt or holds(name, groups, context)}
+    held = {name: each for name, each in fitting.items() if holds(name, groups, context)}
     if held:
-        return narrowed(job, held, context)
-    refused = _over(fitting, groups, context) or _with_a_place(
-        _no_role(job.tag.klass, places, fitting, context.members), job, context, groups
+        verdict = narrowed(job, held, context)
+    else:
+        refused = _over(fitting, groups, context) or _with_a_place(
+            _no_role(job.tag.klass, places, fitting, context.members), job, context, groups
+        )
+        # a dataset has an agreement of its own, whatever is said of roles
+        verdict = with_datasets(job, {}, context, [refused]) if context.shadows(refused.rule) else refused
+    # a break-glass grant is used only for what would be refused without it
+    return _exempted(job, held, fitting, verdict, context) if isinstance(verdict, Deny) else verdict
+
+
+def _exempted(job: SubmitJob, held: Roles, fitting: Roles, refused: Deny, context: Context) -> Verdict:
+    """The job with the roles that break-glass gives as well; the refusal, which tells of a grant that has ended."""
+    user = job.user_name or ""
+    grants = {name: grant for name, grant in context.exempt_roles(user).items() if name in fitting.keys() - held.keys()}
+    # an agreement that has run out is not prolonged by a grant
+    given = {name: fitting[name] for name in grants if not ended(fitting[name].until, context.now)}
+    if given:
+        verdict = narrowed(job, {**held, **given}, context)
+        return verdict._replace(exemptions=tuple(grants[n] for n in given)) if isinstance(verdict, Allow) else verdict
+    lapsed = context.lapsed(user, fitting.keys() - held.keys())
+    if lapsed is None:
+        return refused
+    return refused._replace(
+        message=f"{refused.message}; the break-glass grant {quote(lapsed.id)}, which gave you a role for it, has ended"
     )
-    # a dataset has an agreement of its own, whatever is said of roles
-    return with_datasets(job, {}, context, [refused]) if context.shadows(refused.rule) else refused
 
 
 def holds(name: str, groups: frozenset[str], context: Context) -> bool:
