@@ -27,6 +27,7 @@ MAX_ANSWER = 1 << 40
 DAY = 86400
 _CHUNK = 1024 * 1024
 _SPACE = re.compile(r"[ \t\n\r]*")
+_END = re.compile(r"[ \t\n\r]*[]},:]")
 
 Take = Callable[[object], None]
 """Called with each entry of ``jobs``, which is whatever the file has there."""
@@ -124,8 +125,8 @@ class Parser:
             except (ValueError, RecursionError):
                 raise Damaged("it has a number or a nesting that nobody means") from None
             else:
-                # a number may go on in the next piece
-                if end < len(self._text) or self._last:
+                # a number may go on in the next piece: "1" and ".5"
+                if _END.match(self._text, end) or self._last:
                     self._at = end
                     return value
                 problem = "it ends too early"

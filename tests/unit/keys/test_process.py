@@ -243,3 +243,25 @@ class TestSurroundings:
         path = program("sh")
         assert path.startswith("/")
         assert stat.S_ISREG(Path(path).stat().st_mode)
+
+
+class TestSink:
+    def test_it_takes_all_and_nothing_is_kept(self) -> None:
+        taken: list[bytes] = []
+        code = f"import sys; sys.stdout.write('x' * {MAX_OUTPUT * 4}); sys.stderr.write('y')"
+        done = python(code, sink=taken.append)
+        assert len(b"".join(taken)) == MAX_OUTPUT * 4
+        assert (done.stdout, done.stderr) == (b"", b"y")
+
+    def test_what_it_raises_ends_the_program(self, tmp_path: Path) -> None:
+        def take(_: bytes) -> None:
+            raise LookupError
+
+        code = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); print(1, flush=True); time.sleep(60)"
+        with pytest.raises(LookupError):
+            python(code, sink=take)
+        assert not alive(int((tmp_path / "pid").read_text()))
+
+    def test_a_failure_is_one_all_the_same(self) -> None:
+        with pytest.raises(ProcessError, match="exit code 3"):
+            python("print(1); raise SystemExit(3)", sink=lambda _: None)
