@@ -101,7 +101,7 @@ folders() {  # the lines of tmpfiles.d for this role
 here="/^#/!s|%l|${node:-%l}|g; s|/opt/secure-slurm|$prefix|g"
 units=
 [ -z "$head" ] || units="secure-slurm-ldapd secure-slurm-decisiond secure-slurm-lifecycled"
-[ -z "$compute" ] || units="$units secure-slurm-noded"
+[ -z "$compute" ] || units="$units secure-slurm-noded secure-slurm-imds"
 if [ -d /run/systemd/system ]; then
   folders | sed "$here" > /etc/tmpfiles.d/secure-slurm.conf
   for unit in $units; do
@@ -116,13 +116,15 @@ else
     # what is there is left alone: root must not change the owner of what a daemon may have put in its place
     [ "$type" != d ] || [ -e "$path" ] || [ -L "$path" ] || install -d -m "$mode" -o "$owner" -g "$group" "$path"
   done
-  start="start$(for unit in $units; do printf ' %s/bin/%s' "$prefix" "$unit"; done), each as its own account (conf/systemd)"
+  start="start$(for unit in ${units% secure-slurm-imds}; do printf ' %s/bin/%s' "$prefix" "$unit"; done), each as its own account (conf/systemd)"
+  [ -z "$compute" ] || start="$start; as root: $prefix/bin/secure-slurm node imds --close"
 fi
 
 # -- what is left to do ----------------------------------------------------------------------------------------------
 [ -z "$compute" ] || for program in cryptsetup dmsetup mkfs.ext4; do
   command -v "$program" >/dev/null || echo "install.sh: warning: $program is not installed, which encrypted scratch needs" >&2
 done
+[ -z "$compute" ] || command -v nft >/dev/null || echo "install.sh: warning: nft is not installed, which closes the metadata service" >&2
 cat <<END
 secure-slurm is in $prefix (role: $role). Next, as docs/install.md explains:
   1. edit $etc/secure-slurm.yaml and policy.yaml; put in place the files that they name

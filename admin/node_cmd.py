@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from admin import imds_cmd, place_cmd
 from admin.node_look import Finding, Node, look, running_steps, slurm_state
 from admin.output import printable, say, say_json, say_table
 from audit.chain import Chain
@@ -37,14 +38,15 @@ _OVER = {
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``node status`` and ``node clean``."""
+    """Add ``node status``, ``clean``, ``imds``, ``manifest`` and ``sign-manifest``."""
     node = subparsers.add_parser("node", help="show what there is of encrypted scratch on this node, or take it down")
     commands = node.add_subparsers(dest="node_command", required=True, metavar="COMMAND")
     status = commands.add_parser(
         "status",
         help="journals, mappings, mounts, loop devices and backing files of jobs, and the node daemon",
         description="Show what there is of encrypted scratch on this node, with or without a journal, and whether the "
-        "node daemon answers. Exit 0: all of it has a journal and the daemon answers; 1: not so.",
+        "node daemon answers, by what it proves its place, and whether users reach the instance metadata service. "
+        "Exit 0: all of it has a journal, the daemon answers, and users do not reach the service; 1: not so.",
         allow_abbrev=False,
     )
     status.set_defaults(run=run_status)
@@ -62,6 +64,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="do not ask slurmctld, because it is down and you know that the job does not run here",
     )
     clean.set_defaults(run=run_clean)
+    imds_cmd.add_to(commands)
+    place_cmd.add_to(commands)
     for parser in (status, clean):
         parser.add_argument("--node", metavar="NAME", default="", help="this node's name in Slurm (the host name)")
         parser.add_argument("--json", action="store_true", help="print JSON")
@@ -95,7 +99,9 @@ def _is_root() -> bool:
 def run_status(args: argparse.Namespace) -> int:
     """Look and show; 1 when something is not as it should be."""
     node = _node(args.node)
-    daemon, problems = _ping(node)
+    daemon, proof, problems = _ping(node)
+    metadata = imds_cmd.state()
+    problems += [metadata.problem] if metadata.problem else []
     findings = look(node, problems)
     problems += [
         f"job {each.job} has scratch here and no journal of it: secure-slurm node clean {each.job}"
@@ -104,9 +110,13 @@ def run_status(args: argparse.Namespace) -> int:
     ]
     if args.json:
         jobs = [each._asdict() for each in findings]
-        say_json({"node": node.name, "daemon": daemon or None, "jobs": jobs, "problems": problems})
+        place = {"daemon": daemon or None, "proof": proof or None, "metadata": metadata._asdict()}
+        say_json({"node": node.name, **place, "jobs": jobs, "problems": problems})
         return EXIT_REFUSED if problems else EXIT_OK
     say(f"node {node.name}: " + (f"the daemon answers, {printable(daemon)}" if daemon else "the daemon is no help"))
+    if proof:
+        say(printable(f"place: {proof}"))
+    say(f"instance metadata service: {metadata.words()}")
     if findings:
         say_table(("JOB", "JOURNAL", "SINCE", "UID", "STEP", "THERE"), map(_row, findings))
     else:
@@ -123,15 +133,16 @@ def _row(found: Finding) -> tuple[object, ...]:
     return found.job, found.journal, since, uid, step, ", ".join(found.there) or "nothing"
 
 
-def _ping(node: Node) -> tuple[str, list[str]]:
-    """Where the node daemon says it is, or what is wrong with it."""
+def _ping(node: Node) -> tuple[str, str, list[str]]:
+    """Where the node daemon says it is and by what proof, or what is wrong with it."""
     try:
         answer = wire.exchange(f"{node.run_dir}/{SOCKET}", {"verb": "ping"}, timeout=PING_TIMEOUT)
         if answer.get("verdict") == b"allow":
-            return f"in {wire.text(answer, 'region')} ({wire.text(answer, 'jurisdiction')})", []
-        return "", [f"the node daemon: {wire.text(answer, 'message', 'no verdict')}"]
+            where = f"in {wire.text(answer, 'region')} ({wire.text(answer, 'jurisdiction')})"
+            return where, wire.text(answer, "proof", ""), []
+        return "", "", [f"the node daemon: {wire.text(answer, 'message', 'no verdict')}"]
     except SecureSlurmError as error:
-        return "", [f"the node daemon does not answer: {error}"]
+        return "", "", [f"the node daemon does not answer: {error}"]
 
 
 def run_clean(args: argparse.Namespace) -> int:

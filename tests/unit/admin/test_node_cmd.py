@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from admin import node_cmd, node_look
+from admin import imds_cmd, node_cmd, node_look
 from admin.main import main
 from admin.node_look import Node
 from keys.journal import Journal, Record
@@ -52,6 +52,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     hooks.chmod(0o644)
     monkeypatch.setattr(node_cmd, "HOOKS_JSON", str(hooks))
     monkeypatch.setattr(node_cmd, "_is_root", lambda: True)
+    monkeypatch.setattr(imds_cmd, "state", lambda: imds_cmd.State(True, ()))
     monkeypatch.setattr(node_look, "_ROOT", str(os.geteuid()))
     # the tests' root has no sysfs, and a developer's machine must not be looked at
     monkeypatch.setattr(node_look, "SYSFS", tmp_path / "sys")
@@ -209,11 +210,14 @@ class TestStatus:
         assert "does not answer" in shown
 
     def test_the_daemon_answers(self, node: Node, capsys: pytest.CaptureFixture[str]) -> None:
-        with Daemon(node, {"verdict": "allow", "region": "here", "jurisdiction": "eu"}):
+        answer = {"verdict": "allow", "region": "here", "jurisdiction": "eu", "proof": "file here not verified"}
+        with Daemon(node, answer):
             assert main([*STATUS, "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == {
             "node": NODE,
             "daemon": "in here (eu)",
+            "proof": "file here not verified",
+            "metadata": {"rules": True, "reached": []},
             "jobs": [],
             "problems": [],
         }

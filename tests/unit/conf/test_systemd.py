@@ -119,7 +119,7 @@ def written(site: Site) -> dict[str, set[str]]:
 class TestUnits:
     def test_there_are_no_others(self) -> None:
         found = {path.name for path in (ROOT / "conf/systemd").iterdir()}
-        assert found == {f"secure-slurm-{name}.service" for name in NAMES}
+        assert found == {f"secure-slurm-{name}.service" for name in (*NAMES, "imds")}
 
     @pytest.mark.parametrize("name", NAMES)
     def test_runs_as_an_account_of_its_own(self, name: str) -> None:
@@ -163,6 +163,15 @@ class TestUnits:
             folder = folders()[path]
             assert folder.user == one(name, "User")
             assert folder.part == ("compute" if name == "noded" else "head")
+
+    def test_the_metadata_service_is_closed_before_a_job_can_start(self) -> None:
+        assert one("imds", "Before").split() == ["secure-slurm-noded.service", "slurmd.service"]
+        assert (one("imds", "Type"), one("imds", "RemainAfterExit")) == ("oneshot", "yes")
+        for key in ("ExecStart", "ExecReload"):
+            assert one("imds", key) == f"{PREFIX}/bin/secure-slurm node imds --close"
+        # root without the powers that closing does not need
+        assert one("imds", "CapabilityBoundingSet") == "CAP_NET_ADMIN CAP_SETUID CAP_SETGID CAP_SETPCAP"
+        assert re.search(r'units="[^"]*\bsecure-slurm-imds\b', INSTALL)
 
     def test_slurmctld_waits_for_no_directory_server(self) -> None:
         for name in ("decisiond", "lifecycled"):
