@@ -133,7 +133,7 @@ EVENTS: dict[str, Event] = {
     "key.create": _event("job node incarnation key"),
     "key.allow-deletion": _event("key"),
     "key.delete": _event("key evidence", "result"),
-    "node.grant-read": _event("job node", "result key region"),
+    "node.grant-read": _event("job node", "result key region shadowed"),
     "node.place": _event("node method verified", "region identity digest binding reason"),
     "node.datakey": _event("job node incarnation key"),
     "node.unwrap": _event("job node incarnation key"),

@@ -3,8 +3,8 @@
 Rendering the same files twice gives the same bytes. hooks.json has ``format``; ``cluster`` (name, head_nodes,
 slurm_bin, slurm_user); ``lifecycle`` (socket, start_deadline in seconds, ended_dir); ``node`` (run_dir with ``%n``,
 place_file, proof, prolog_deadline in seconds and whatever else the site file says of nodes); ``scratch``; ``audit``
-(directory); ``regions`` (region id to jurisdiction); ``secure_partitions``; and ``sources``, the sha256 of each YAML
-file, by which a stale one is refused.
+(directory); ``regions`` (region id to jurisdiction); ``secure_partitions``; ``mounts`` (:mod:`conf.surroundings`); and
+``sources``, the sha256 of each YAML file, by which a stale one is refused.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import attrs
 
 from conf import policy as policy_file
 from conf import site as site_file
+from conf import surroundings
 from conf.errors import ConfigError
 from conf.hookconf import FORMAT
 from conf.quote import quote
@@ -75,6 +76,7 @@ def hooks_json(site: Site, policy: Policy, sources: dict[str, str]) -> str:
         "audit": attrs.asdict(site.audit),
         "regions": policy.regions(),
         "secure_partitions": list(policy.demanding_partitions()),
+        "mounts": surroundings.for_node(policy),
         "sources": sources,
     }
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
@@ -89,6 +91,7 @@ def hooks_sh(site: Site, policy: Policy, *, library: str) -> str:
         "MOUNT_ROOT": site.scratch.mount_root,
         "RUN_DIR": site.node.run_dir,
         "HOOKS": library,
+        **surroundings.for_stub(policy),
     }
     lines = [f"{name}={_in_single_quotes(value)}" for name, value in values.items()]
     return "\n".join([f"# {_MADE}", *lines]) + "\n"

@@ -25,7 +25,7 @@ from keys.place import PROOFS, NotProved, Verdict
 from keys.scratch.plan import ScratchPlan
 from keys.scratch.setup import open_scratch
 from keys.secret import Secret
-from slurm_hooks import taskfile, wire
+from slurm_hooks import surroundings, taskfile, wire
 from slurm_hooks.blame import hold
 from slurm_hooks.hookenv import HookJob, read_job, say
 
@@ -125,6 +125,7 @@ def _start(config: dict[str, Any], job: HookJob, chain: Chain) -> None:
     journal = Journal(here, job.node)
     if not job.marked:
         raise Refused("tag.missing", "this partition demands a tag and the job has none")
+    shadowed = surroundings.judge(config, job, os.environ)
     answer = _ask(here, config, job)
     verdict = Verdict.from_answer(answer)
     _note_place(chain, job, verdict)
@@ -136,7 +137,8 @@ def _start(config: dict[str, Any], job: HookJob, chain: Chain) -> None:
         size = int(grant["scratch"])
         journal.claim_incarnation(job.job, grant["incarnation"])
         facts = {"job": job.job, "node": job.node, "incarnation": grant["incarnation"]}
-        chain.append("node.grant-read", durable=False, region=wire.text(answer, "place"), **facts)
+        in_shadow = ",".join(shadowed) or None
+        chain.append("node.grant-read", durable=False, region=wire.text(answer, "place"), shadowed=in_shadow, **facts)
         if size:
             if len(key) != KEY_BYTES:
                 raise InternalError(f"the node daemon sent a key of {len(key)} bytes, not {KEY_BYTES}")

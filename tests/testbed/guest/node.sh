@@ -6,6 +6,8 @@ node=$1
 shift
 hostname "$node"
 mount -t tmpfs -o mode=755 tmpfs /secure-scratch
+# the machine below the guest: to a node that is a writable file system of another machine, and no job may have it
+mount -o remount,bind,ro /out
 mkdir -m 700 -p /var/lib/secure-slurm/scratch-"$node"
 mount --bind /var/lib/secure-slurm/scratch-"$node" /var/lib/secure-slurm/scratch
 mount --bind /etc/secure-slurm/places/"$node" /etc/secure-slurm/place
