@@ -7,6 +7,7 @@ else is a UsageError: a guess about which nodes are meant could put a job's data
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from conf.errors import UsageError
@@ -36,7 +37,13 @@ def expand(text: str, *, limit: int = LIMIT) -> list[str]:
 
 def contains(text: str, node: str) -> bool:
     """Whether the host list names the node. Nothing is written out, so a list of any length is cheap. UsageError."""
-    return any(_pattern_of(item).matches(node) for item in _items(text))
+    return any(pattern.matches(node) for pattern in _patterns(text))
+
+
+@lru_cache(maxsize=64)
+def _patterns(text: str) -> tuple[_Pattern, ...]:
+    """The list, understood. The same few come with every job: the nodes of the partitions that demand a tag."""
+    return tuple(_pattern_of(item) for item in _items(text))
 
 
 def _items(text: str) -> list[str]:

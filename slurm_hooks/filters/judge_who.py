@@ -48,11 +48,14 @@ def role(job: SubmitJob, context: Context) -> Verdict:
     policy = context.policy
     places = places_of(job, policy)
     groups = context.members.groups_of(job.user_name or "")
+    mine = ((name, policy.roles[name]) for name in policy.held_by(groups, context.now))
+    held = {name: each for name, each in mine if job.tag.klass in each.classes and places.issubset(each.jurisdictions)}
+    verdict = narrowed(job, held, context) if held else None
+    if isinstance(verdict, Allow):
+        return verdict
+    # only a refusal looks at the roles that the user does not have
     fitting = {name: each for name, each in policy.roles_for(job.tag.klass) if places <= frozenset(each.jurisdictions)}
-    held = {name: each for name, each in fitting.items() if holds(name, groups, context)}
-    if held:
-        verdict = narrowed(job, held, context)
-    else:
+    if verdict is None:
         refused = _over(fitting, groups, context) or _with_a_place(
             _no_role(job.tag.klass, places, fitting, context.members), job, context, groups
         )
