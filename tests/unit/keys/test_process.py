@@ -257,7 +257,8 @@ class TestSink:
         def take(_: bytes) -> None:
             raise LookupError
 
-        code = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); print(1, flush=True); time.sleep(60)"
+        pid = f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))"
+        code = f"import os, time; {pid}; print(1, flush=True); time.sleep(60)"
         with pytest.raises(LookupError):
             python(code, sink=take)
         assert not alive(int((tmp_path / "pid").read_text()))
