@@ -167,6 +167,7 @@ class Decider:
             scratch=tag.scratch if tag else None,
             datasets=",".join(tag.datasets) or None if tag else None,
             shadowed=",".join(decision.shadowed) or None,
+            exemption=decision.exemption or None,
             partition=decision.partition or None,
             policy=decision.policy or None,
             nonce=decision.nonce or None,
