@@ -1,7 +1,7 @@
-"""``secure-slurm explain``: what the policy makes of a job, every step of it, without a submission.
+"""``secure-slurm explain``: what the policy makes of a command line of sbatch, every step of it, without a submission.
 
 The daemon is not asked: the same chain is walked here, over the policy and the members file as they are now. What only
-slurmctld knows (the default partition, OverSubscribe, the submitting host, the script) is not in it; the login node's
+slurmctld knows (the default partition, OverSubscribe, the submitting host) is not in it; the login node's
 ``secure-sbatch --secure-explain`` asks the real one.
 """
 
@@ -11,33 +11,51 @@ import argparse
 import hashlib
 import os
 import pwd
-import shlex
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from admin.output import printable, say, say_json, say_table
+from admin.output import printable, say, say_json
+from admin.sbatch_fields import fields_of
 from conf.errors import EXIT_OK, EXIT_REFUSED, ConfigError, Refused, SecureSlurmError, UsageError
 from conf.policy import DEFAULT_PATH as POLICY
 from conf.policy import Policy, load_policy
 from conf.safefile import read_safely
 from conf.site import load_site
-from conf.units import format_size
+from conf.tag import Tag
 from conf.yamlmarks import Document, parse
 from slurm_hooks.decisiond import SNAPSHOT_USER
 from slurm_hooks.dn import first_value, normalise
-from slurm_hooks.explain import Explanation, Request, Section, Step, explain, nearest
+from slurm_hooks.explain import explain
+from slurm_hooks.explained import tell
 from slurm_hooks.filters.verdict import Context
 from slurm_hooks.membership import Group
+from slurm_hooks.nearest import nearest
+from slurm_hooks.request import Submission
 from slurm_hooks.snapshot import Snapshot
-from submit.merge import COMMAND_LINE, Source, merge
+from submit import explained, explaining, script
+from submit.directives import read_directives
+from submit.merge import COMMAND_LINE, Source, from_environment, merge
+from submit.options import PREFIX, parse_own, split_argv
+from submit.sbatch_args import Arguments, read, read_words
 
 SOMEBODY = "somebody"
 """The name of the person of whom only the groups are given."""
 NOBODY = 65534
+TRIES = 2000
+SECONDS = 5.0
 # what the daemon would say, too; every other rule is about what this process may read
 _AS_THE_DAEMON = frozenset({"directory.missing", "directory.stale", "directory.future"})
+# somebody's session has these; what is in them, nobody looks at
+_SESSION = {"PATH": "/usr/bin:/bin", "HOME": "/"}
+_SHORTHANDS = {
+    "klass": f"{PREFIX}class",
+    "residency": f"{PREFIX}residency",
+    "scratch": f"{PREFIX}scratch",
+    "partition": "--partition",
+    "constraint": "--constraint",
+    "prefer": "--prefer",
+}
 
 
 class Person(NamedTuple):
@@ -47,17 +65,14 @@ class Person(NamedTuple):
     uid: int
 
 
-class Told(NamedTuple):
-    """All that is told. ``nearest`` None: allowed, or nothing similar would be accepted."""
+class Asked(NamedTuple):
+    """A command line, read: our own words, sbatch's, what they say, the script, and the tag of all of them."""
 
-    path: str
-    policy: Policy
-    document: Document
-    person: Person
-    request: Request
-    found: Explanation
-    nearest: Request | None
-    notes: list[str]
+    own: list[str]
+    rest: list[str]
+    args: Arguments
+    script: bytes
+    tag: Tag | None
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -65,21 +80,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "explain",
         help="say what the policy would make of a job",
-        description="Say what the policy would make of a batch job, step by step, and the nearest one that it would "
-        "accept. Nothing is submitted. Exit 0: allowed; 1: refused.",
+        usage="%(prog)s [--user USER | --group DN ...] [--members FILE] [--policy FILE] [--json] -- "
+        "[--secure-class=NAME ...] [any option of sbatch ...] [script [argument ...]]",
+        description="Say what the policy would make of a batch job, step by step, and the nearest command line that it "
+        "would accept. Nothing is submitted. Exit 0: allowed; 1: refused.",
         allow_abbrev=False,
     )
-    parser.add_argument("--class", dest="klass", metavar="CLASS", required=True, help="the data class")
-    parser.add_argument("--residency", metavar="NAME", help="the jurisdiction")
-    parser.add_argument("--scratch", metavar="SIZE", help="encrypted scratch on each node, such as 200M")
-    parser.add_argument("--partition", metavar="NAME", help="the partition, or several with commas between")
-    parser.add_argument("--constraint", metavar="EXPR", help="as sbatch's")
-    parser.add_argument("--prefer", metavar="EXPR", help="as sbatch's")
+    parser.add_argument("words", nargs="*", metavar="ARGUMENT", help="after --: as for secure-sbatch, or sbatch")
+    for name, option in _SHORTHANDS.items():
+        word = "class" if name == "klass" else name
+        parser.add_argument(f"--{word}", dest=name, metavar="VALUE", help=f"the same as {option} after --")
     who = parser.add_mutually_exclusive_group()
-    who.add_argument("--user", metavar="USER", help="whose job it is (who calls)")
-    who.add_argument(
-        "--group", metavar="DN", action="extend", nargs="+", help="somebody's, who is in these groups alone"
-    )
+    who.add_argument("--user", metavar="USER", help="whose job it is (who calls, and then in this environment)")
+    who.add_argument("--group", metavar="DN", action="append", help="somebody's, who is in these groups alone")
     parser.add_argument("--members", metavar="FILE", help="a members file of any age (default: the one in use)")
     parser.add_argument("--policy", metavar="FILE", default=POLICY, help="the policy file (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -88,30 +101,91 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run_explain(args: argparse.Namespace) -> int:
     """Explain, and answer with the verdict. UsageError: no such request; ConfigError: a file cannot be used."""
-    request = _request(args)
-    policy, document = _policy(args.policy)
     notes: list[str] = []
-    context = _context(args, policy, notes)
+    own_environ = dict(os.environ) if args.user is None and args.group is None else _SESSION
+    asked = _asked(_words(args), own_environ)
+    policy, document = _policy(args.policy)
+    context = _context(args, policy, notes)._replace(now=time.time())
     person = _person(args, notes)
-    if request.partition is None:
-        notes.append("no partition is named, and the cluster's default one is not known here: name it")
-    found = explain(request.fields(*person), context)
-    other = None if found.allowed else nearest(request, *person, context)
-    told = Told(args.policy, policy, document, person, request, found, other, notes)
+    fields = _submission(asked, person, own_environ, notes).fields()
+    found = explain(fields, context)
+    changes = None if found.allowed else nearest(fields, context, TRIES, SECONDS)
+    tool = "sbatch" if asked.tag is None else "secure-sbatch"
+    told = tell(found, (args.policy, policy), document, changes)
+    command = explaining.shown_command("sbatch", [*asked.own, *asked.rest])
+    told |= {
+        "user": person.name,
+        "command": command if asked.tag is not None else command.removeprefix("secure-"),
+        "notes": notes,
+    }
+    if told["nearest"]:
+        explaining.add_command(told, tool.removeprefix("secure-"), asked.own, asked.rest, own_environ)
     if args.json:
-        say_json(_as_json(told))
+        say_json(told)
     else:
-        _tell(told)
+        for line in explained.lines(told):
+            say(line)
     return EXIT_OK if found.allowed else EXIT_REFUSED
 
 
-def _request(args: argparse.Namespace) -> Request:
-    asked = {"class": args.klass, "residency": args.residency, "scratch": args.scratch}
+def _words(args: argparse.Namespace) -> list[str]:
+    short = [f"{option}={getattr(args, name)}" for name, option in _SHORTHANDS.items() if getattr(args, name)]
+    words: list[str] = args.words
+    if words and Path(words[0]).name in {"sbatch", "secure-sbatch"}:
+        words = words[1:]
+    if not short and not words:
+        raise UsageError(
+            "no job is named", advice="name one as for secure-sbatch: secure-slurm explain -- --secure-class=phi job.sh"
+        )
+    return [*short, *words]
+
+
+def _asked(words: list[str], environ: dict[str, str]) -> Asked:
+    own, rest = split_argv(words)
+    values = parse_own(own).values
+    line, end = read_words(rest, COMMAND_LINE)
+    if rest[end : end + 1] == [":"]:
+        raise UsageError("a heterogeneous job is several jobs", advice="ask about each component")
+    wrapped = next((given.value for given in reversed(line) if given.name == "wrap"), None)
+    if wrapped is not None:
+        text = f"#!/bin/sh\n# This script was created by sbatch --wrap.\n\n{wrapped}\n".encode(
+            "utf-8", "surrogateescape"
+        )
+    else:
+        # stdin is left alone: it may be anything's, and who asks about a job need not have it
+        text = script.read_script(rest[end]) if end < len(rest) else b""
+    sources = [Source(COMMAND_LINE, values)]
+    if wrapped is None:
+        sources.append(Source("the script", read_directives(text)))
     # as secure-sbatch reads it, so that what is refused there is refused here
-    tag = merge([Source(COMMAND_LINE, {key: value for key, value in asked.items() if value is not None})])
-    if tag is None:
-        raise UsageError("the job has no tag", advice="name its class with --class")
-    return Request(tag, args.partition or None, args.constraint or None, args.prefer or None)
+    tag = merge([*sources, from_environment(environ)])
+    args = read(rest, text, environ)
+    if tag is not None and args.last("extra") is not None:
+        raise UsageError("--extra is where the tag travels; yours would replace it", advice="remove --extra")
+    return Asked(own, rest, args, text, tag)
+
+
+def _submission(asked: Asked, person: Person, environ: dict[str, str], notes: list[str]) -> Submission:
+    name = Path(asked.rest[asked.args.end]).name if asked.args.end < len(asked.rest) else "sbatch"
+    said = fields_of(asked.args, environ, str(Path.cwd()), "wrap" if asked.args.last("wrap") else name)
+    notes.extend(f"not judged here: {each}" for each in said.unread)
+    if asked.tag is None:
+        notes.append("no class, residency or dataset is named anywhere: judged as a plain sbatch, without a tag")
+    if "partition" not in said.texts:
+        notes.append("no partition is named, and the cluster's default one is not known here: name it")
+    if asked.args.last("wrap") is None and asked.args.end >= len(asked.rest):
+        notes.append("no script is named: judged without #SBATCH and #SECURE lines")
+    if any(char.isdigit() for char in said.texts.get("dependency", "")):
+        notes.append("not judged here: whose jobs --dependency names")
+    tag = {} if asked.tag is None else {"extra": asked.tag.to_extra()}
+    return Submission(
+        uid=person.uid,
+        user=person.name,
+        texts={**said.texts, **tag},
+        numbers=dict(said.numbers),
+        script=asked.script,
+        environment=said.environment,
+    )
 
 
 def _policy(path: str) -> tuple[Policy, Document]:
@@ -191,102 +265,3 @@ def _normal(dn: str) -> str:
         return normalise(dn)
     except SecureSlurmError as error:
         raise UsageError(f"--group: {error}", advice="write it as in the policy: cn=name,ou=groups,dc=...") from None
-
-
-def _lines(sections: tuple[Section, ...], document: Document) -> list[tuple[str, int]]:
-    """Each section as the policy writes it (``classes[1].max_scratch``), and its line."""
-    return [(_dotted(section), document.key_mark(section).line) for section in sections]
-
-
-def _dotted(section: Section) -> str:
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in section).lstrip(".")
-
-
-def _command(request: Request) -> str:
-    return shlex.join(["secure-sbatch", *(f"{name}={value}" for name, value in request.options().items())])
-
-
-def _differences(request: Request, other: Request) -> list[str]:
-    before, after = request.options(), other.options()
-    return [
-        f"leave {name} out" if name not in after else f"{'add' if name not in before else 'say'} {name}={after[name]}"
-        for name in dict.fromkeys([*after, *before])
-        if before.get(name) != after.get(name)
-    ]
-
-
-def _as_json(told: Told) -> dict[str, object]:
-    found, other = told.found, told.nearest
-    return {
-        "allowed": found.allowed,
-        "rule": found.rule,
-        "message": found.message,
-        "advice": found.advice,
-        "user": told.person.name,
-        "policy": {"file": told.path, "hash": told.policy.hash},
-        "request": told.request.options(),
-        "steps": [_step_json(step, told.document) for step in found.steps],
-        "set": dict(found.changes),
-        "nearest": None
-        if other is None
-        else {
-            "options": other.options(),
-            "command": _command(other),
-            "changes": _differences(told.request, other),
-        },
-        "notes": told.notes,
-    }
-
-
-def _step_json(step: Step, document: Document) -> dict[str, object]:
-    return {
-        "step": step.name,
-        "part": step.part,
-        "verdict": step.verdict,
-        "rule": step.rule,
-        "message": step.message,
-        "advice": step.advice,
-        "policy": [{"section": section, "line": line} for section, line in _lines(step.sections, document)],
-        "set": dict(step.changes),
-    }
-
-
-def _tell(told: Told) -> None:
-    say(printable(f"{told.person.name}: {_command(told.request)}"))
-    say(printable(f"policy {told.path}, {told.policy.hash[:16]}"))
-    say()
-    say_table(("STEP", "VERDICT", "POLICY", "SETS"), [_row(step, told) for step in told.found.steps])
-    say()
-    for line in _verdict(told):
-        say(printable(line))
-    for note in told.notes:
-        say(printable(f"Note: {note}"))
-
-
-def _row(step: Step, told: Told) -> tuple[str, str, str, str]:
-    file = Path(told.path).name
-    return (
-        step.name,
-        step.rule if step.verdict == "refuse" else "ok",
-        ", ".join(f"{file}:{line} {section}" for section, line in _lines(step.sections, told.document)),
-        ", ".join(f"{name}={value}" for name, value in step.changes.items()),
-    )
-
-
-def _verdict(told: Told) -> Iterator[str]:
-    found, other = told.found, told.nearest
-    if found.allowed:
-        given = None if found.tag is None else found.tag.scratch
-        yield "ALLOWED" if given is None else f"ALLOWED, with {format_size(given)} of encrypted scratch on each node"
-        return
-    yield f"REFUSED ({found.rule}): {found.message}"
-    if found.advice:
-        yield f"What to do: {found.advice}"
-    if other is None:
-        yield (
-            "No similar request with as much protection would be accepted; "
-            "partitions that the policy does not name were not tried."
-        )
-    else:
-        yield f"Would be accepted: {_command(other)}"
-        yield f"  ({'; '.join(_differences(told.request, other))})"

@@ -28,6 +28,8 @@ ENVIRONMENT = {
     "SECURE_SCRATCH_SIZE": "scratch",
     "SECURE_DATASETS": "datasets",
 }
+EXPLAIN = ";explain=1"
+"""At the end of a tag: judge it, say everything about it, and refuse it. No tag with it can be read as one."""
 MAX_DATASETS = 16
 # slurmctld refuses a comment, extra or constraint of more than 1024 bytes (job_mgr.c, _test_job_desc_fields)
 MAX_EXTRA = 1024
@@ -135,6 +137,11 @@ def parse_extra(text: str) -> Tag:
             raise UsageError(f"{quote(part)} in the tag is not key=value", advice="write class=NAME;residency=NAME")
         pairs.append((key, value))
     return Tag.from_pairs(pairs)
+
+
+def without_explain(text: str) -> str | None:
+    """The tag's text without the word that asks for an explanation; None when it does not ask for one."""
+    return text.removesuffix(EXPLAIN) if text.startswith(PREFIX) and text.endswith(EXPLAIN) else None
 
 
 def mentions_tag(text: str | None) -> bool:

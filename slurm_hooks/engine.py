@@ -38,7 +38,7 @@ class Signer(NamedTuple):
 class Decision:
     """What was decided, and what the trail says of it. ``uid`` is the job's owner; ``changes`` is told to Slurm.
 
-    ``shadowed``: the rules in shadow that would have refused it.
+    ``shadowed``: the rules in shadow that would have refused it. ``reason``: more for the trail, in a few words.
     """
 
     allowed: bool
@@ -55,6 +55,7 @@ class Decision:
     nonce: str = ""
     job: int | None = None
     shadowed: tuple[str, ...] = ()
+    reason: str = ""
 
     def answer(self) -> dict[str, bytes | str]:
         """The fields of the answer."""

@@ -1,6 +1,7 @@
 """Policy and group members as a daemon holds them: in memory, swapped in whole when their files change.
 
 A broken new policy leaves the last good one in use, with an error in the log; members have an age limit of their own.
+The break-glass grants that are in force are looked at with them, and judged by the policy and members of that look.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 
 from conf.errors import ConfigError, Refused, SecureSlurmError
 from conf.policy import Policy, load_policy
+from slurm_hooks.breakglass_live import BreakGlass
 from slurm_hooks.filters.verdict import Context
 from slurm_hooks.snapshot import SnapshotCache
 
@@ -26,18 +28,21 @@ LOOK_EVERY = 1.0
 class Live:
     """What is in use now. Raises ConfigError at the start when there is no good policy: then nothing is decided."""
 
-    def __init__(self, policy_path: str, members: SnapshotCache) -> None:
-        self._path = policy_path
+    def __init__(self, policy_path: str, members: SnapshotCache, glass: BreakGlass | None = None) -> None:
+        self.path = policy_path
         self._members = members
+        self._glass = glass
         self._seen: tuple[int, int, int] | None = None
         self.policy: Policy = self._load()
         self._members.poll(time.time())
+        self._look_at_grants()
 
     def context(self) -> Context:
         """Policy and members for one request, taken together. Memory only."""
         now = time.time()
+        exemptions = () if self._glass is None else self._glass.exemptions
         try:
-            return Context(self.policy, self._members.current(now), now=now)
+            return Context(self.policy, self._members.current(now), now=now, exemptions=exemptions)
         except Refused as error:
             return Context(self.policy, None, str(error), error.advice, now)
 
@@ -58,17 +63,28 @@ class Live:
                 LOG.info("the policy %s is in use", self.policy.hash)
         except SecureSlurmError as error:
             LOG.error("the policy in use stays %s: %s", self.policy.hash, error)
+        self._look_at_grants()
+
+    def _look_at_grants(self) -> None:
+        if self._glass is None:
+            return
+        now = time.time()
+        try:
+            members = self._members.current(now)
+        except Refused:
+            members = None
+        self._glass.look(self.policy, members, now)
 
     def _load(self) -> Policy:
         # looked at before it is read: a change in between is then seen the next time
         self._seen = self._stamp()
-        return load_policy(self._path)
+        return load_policy(self.path)
 
     def _stamp(self) -> tuple[int, int, int]:
         try:
-            found = os.lstat(self._path)
+            found = os.lstat(self.path)
         except OSError as error:
-            raise ConfigError(f"{self._path}: {error.strerror}") from None
+            raise ConfigError(f"{self.path}: {error.strerror}") from None
         return found.st_mtime_ns, found.st_size, found.st_ino
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from conf.errors import EXIT_OK, ConfigError, SecureSlurmError, UsageError
 from conf.hookconf import HOOKS_JSON, read_hook_config
-from conf.tag import ENVIRONMENT, Tag
+from conf.tag import ENVIRONMENT, EXPLAIN, Tag
 from conf.version import __version__
 from submit import directives, merge, options, script
 from submit.manual import page
@@ -54,20 +54,21 @@ def run(tool: str, argv: list[str]) -> int:
     try:
         own, rest = options.split_argv(argv)
         asked = options.parse_own(own)
-        if "help" in asked.flags:
-            sys.stdout.write(page(tool))
+        page_asked = _page(tool, asked.flags)
+        if page_asked is not None:
+            sys.stdout.write(page_asked)
             return EXIT_OK
-        if "version" in asked.flags:
-            sys.stdout.write(f"secure-{tool} {__version__}\n")
-            return EXIT_OK
-        if "explain" in asked.flags:
-            _refuse_what_cannot_be_explained(tool)
+        explains = "explain" in asked.flags
+        _refuse_flags_that_do_not_fit(tool, asked.flags)
         command = prepare(tool, asked.values, rest, os.environ)
-        if "explain" in asked.flags:
-            command = for_explanation(command)
         if "dry-run" in asked.flags:
-            _show(command)
+            _show(for_explanation(command) if explains else command)
             return EXIT_OK
+        if explains:
+            from submit.explaining import Question, ask  # noqa: PLC0415 - who submits does not pay for it
+
+            question = Question(tool, own, rest, for_explanation(command), for_test(command))
+            return ask(find_tool(tool), question, os.environ, as_json="json" in asked.flags)
         become(tool, command)
     except SecureSlurmError as error:
         sys.stderr.write(f"secure-{tool}: error: {error}\n")
@@ -77,6 +78,12 @@ def run(tool: str, argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return EXIT_OK
+
+
+def _page(tool: str, flags: frozenset[str]) -> str | None:
+    if "help" in flags:
+        return page(tool)
+    return f"secure-{tool} {__version__}\n" if "version" in flags else None
 
 
 def prepare(tool: str, asked: Mapping[str, str], rest: list[str], environ: Mapping[str, str]) -> Command:
@@ -93,8 +100,8 @@ def prepare(tool: str, asked: Mapping[str, str], rest: list[str], environ: Mappi
     return Command([tool, f"--extra={tag.to_extra()}", *rest], _environment(environ, tag), tag)
 
 
-def for_explanation(command: Command) -> Command:
-    """The same command as a question: slurmctld's filter judges it, and nothing is submitted.
+def for_test(command: Command) -> Command:
+    """The same command as a question: slurmctld and its filter judge it, and nothing is submitted.
 
     ``--test-only`` stands in front of everything of the user's: no option of theirs takes it back, and none before it
     can take it for its value.
@@ -103,8 +110,19 @@ def for_explanation(command: Command) -> Command:
     return command._replace(argv=[*tag, "--test-only", *rest])
 
 
-def _refuse_what_cannot_be_explained(tool: str) -> None:
-    if tool not in TESTS:
+def for_explanation(command: Command) -> Command:
+    """The question to the filter alone, which refuses whoever asks it, and says everything in the refusal."""
+    test = for_test(command)
+    tool, tag, *rest = test.argv
+    return test._replace(argv=[tool, tag + EXPLAIN, *rest])
+
+
+def _refuse_flags_that_do_not_fit(tool: str, flags: frozenset[str]) -> None:
+    if "json" in flags and "explain" not in flags:
+        raise UsageError(
+            f"{options.PREFIX}json is how an explanation is printed", advice=f"add {options.PREFIX}explain"
+        )
+    if "explain" in flags and tool not in TESTS:
         raise UsageError(
             f"{tool} has no --test-only, so there is nothing that only asks",
             advice=f"ask with the same options: secure-sbatch {options.PREFIX}explain ... --wrap=true",

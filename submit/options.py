@@ -16,7 +16,7 @@ from conf.tag import OPTIONS
 
 PREFIX = "--secure-"
 VALUED = tuple(OPTIONS)
-FLAGS = ("help", "version", "dry-run", "explain")
+FLAGS = ("help", "version", "dry-run", "explain", "json")
 
 
 class Own(NamedTuple):
