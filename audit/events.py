@@ -134,7 +134,7 @@ EVENTS: dict[str, Event] = {
     "key.allow-deletion": _event("key"),
     "key.delete": _event("key evidence", "result"),
     "node.grant-read": _event("job node", "result key region shadowed"),
-    "node.place": _event("node method verified", "region identity digest binding reason"),
+    "place.verdict": _event("node method verified", "region identity digest binding reason"),
     "node.datakey": _event("job node incarnation key"),
     "node.unwrap": _event("job node incarnation key"),
     "node.lost": _event("node", "reason"),

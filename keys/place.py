@@ -67,7 +67,7 @@ class Verdict(NamedTuple):
         return cls(verified=verified == "yes", **values)
 
     def audit_fields(self) -> dict[str, object]:
-        """The fields of the audit event ``node.place``; what is not known is None, which leaves it out."""
+        """The fields of the audit event ``place.verdict``; what is not known is None, which leaves it out."""
         return {
             "method": self.method,
             "verified": self.verified,

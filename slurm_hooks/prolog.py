@@ -216,7 +216,7 @@ def _note_place(chain: Chain, job: HookJob, verdict: Verdict | None) -> None:
     if verdict is None:
         return
     try:
-        chain.append("node.place", durable=False, job=job.job, node=job.node, **verdict.audit_fields())
+        chain.append("place.verdict", durable=False, job=job.job, node=job.node, **verdict.audit_fields())
     except ValueError as error:
         raise NotProved(f"the node daemon's verdict on the node's place cannot be recorded: {error}") from None
 
