@@ -65,6 +65,7 @@ class Grant:
             until=float(asked.until),
             role=asked.role,
             job=asked.job,
+            uid=self.user,
             ended=self.state == "ended",
         )
 

@@ -78,13 +78,13 @@ class Told(NamedTuple):
 
 
 class Trail:
-    """The chain of break-glass. AuditError when it cannot be read or written."""
+    """The chain of break-glass, and what it says already. AuditError when it cannot be read or written."""
 
     def __init__(self, chain: Chain) -> None:
         self._chain = chain
         self.last: dict[str, Told] = {}
         self.odd: set[tuple[str, int | None]] = set()
-        self._read()
+        self._was_read = False
 
     def tell(self, event: str, grant: Grant) -> None:
         """Write a step of a grant, on the disk when this returns."""
@@ -111,6 +111,12 @@ class Trail:
             return
         self._chain.append(REFUSED, durable=True, submit_uid=owner, rule=rule, reason=reason)
         self.odd.add((reason, owner))
+
+    def read(self) -> None:
+        """Learn what was told before this daemon started; once."""
+        if not self._was_read:
+            self._read()
+            self._was_read = True
 
     def _read(self) -> None:
         folder, name = Path(self._chain.directory), f"{self._chain.host}-{self._chain.writer}{TRAIL_SUFFIX}"
@@ -162,7 +168,7 @@ class BreakGlass:
         if self._box.poll() and self._box.problem and policy.break_glass is not None:
             LOG.error("no break-glass grant counts: %s", self._box.problem)
         self._news = MAX_NEWS
-        if members is None or (self._box.problem and policy.break_glass is not None):
+        if members is None or (self._box.problem and policy.break_glass is not None) or not self._can_tell():
             self.exemptions = ()
             return
         self._accounts.forget(now)
@@ -172,6 +178,15 @@ class BreakGlass:
         self._tell_odd(grants)
         self._tell_gone({grant.id for grant in grants})
         self.exemptions = tuple(each for each in (grant.exemption() for grant in known) if each is not None)
+
+    def _can_tell(self) -> bool:
+        try:
+            if self._trail is not None:
+                self._trail.read()
+        except AuditError as error:
+            LOG.error("no break-glass grant counts: %s", error)
+            return False
+        return True
 
     def _tell(self, grant: Grant) -> bool:
         """Whether the trail knows what is the matter with a grant; one that it cannot be told of does not count."""

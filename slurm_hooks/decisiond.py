@@ -32,6 +32,8 @@ from conf.site import Site, load_site
 from conf.version import __version__
 from slurm_hooks import record
 from slurm_hooks.answering import Fields, Peer, notify
+from slurm_hooks.breakglass_live import WRITER as GLASS_WRITER
+from slurm_hooks.breakglass_live import BreakGlass, Trail
 from slurm_hooks.desk import Desk
 from slurm_hooks.engine import POLICY_DIGITS, Decision, Signer, decide_modify, decide_submit
 from slurm_hooks.explained import Explainer
@@ -250,13 +252,17 @@ def build(config: str, policy: str, snapshot_user: str) -> tuple[Decider, Site, 
     site = load_site(config)
     slurm = account(site.cluster.slurm_user, "SlurmUser")
     reader = account(snapshot_user, "the LDAP reader").pw_uid
-    live = Live(policy, SnapshotCache(site.ldap.snapshot, reader, site.ldap.max_age))
+    host = socket.gethostname().partition(".")[0]
+    directory = f"{site.audit.directory}/{WRITER}"
+    trail = Trail(Chain(directory, GLASS_WRITER, host))
+    glass = BreakGlass(site.controller.break_glass_dir, trail)
+    live = Live(policy, SnapshotCache(site.ldap.snapshot, reader, site.ldap.max_age), glass)
     signer = Signer(
         cluster=site.cluster.name,
         key=record.load_key(site.controller.record_key),
         privileged=frozenset({0, slurm.pw_uid}),
     )
-    chain = Chain(f"{site.audit.directory}/{WRITER}", WRITER, socket.gethostname().partition(".")[0])
+    chain = Chain(directory, WRITER, host)
     return Decider(live, signer, chain), site, slurm
 
 

@@ -15,8 +15,8 @@ from conf.errors import Refused
 from conf.tag import Tag, mentions_tag
 from keys.secret import Secret
 from slurm_hooks import record
-from slurm_hooks.filters import chain, change
-from slurm_hooks.filters.job import SubmitJob, from_fields, partitions
+from slurm_hooks.filters import chain, change, retag
+from slurm_hooks.filters.job import SubmitJob, from_fields
 from slurm_hooks.filters.judge_place import clean_strings
 from slurm_hooks.filters.verdict import Allow, Context, Deny
 
@@ -39,6 +39,7 @@ class Decision:
     """What was decided, and what the trail says of it. ``uid`` is the job's owner; ``changes`` is told to Slurm.
 
     ``shadowed``: the rules in shadow that would have refused it. ``reason``: more for the trail, in a few words.
+    ``exemption``: the ids of the break-glass grants without which it would have been refused, joined by commas.
     """
 
     allowed: bool
@@ -56,13 +57,16 @@ class Decision:
     job: int | None = None
     shadowed: tuple[str, ...] = ()
     reason: str = ""
+    exemption: str = ""
 
     def answer(self) -> dict[str, bytes | str]:
         """The fields of the answer."""
         if not self.allowed:
             return {"verdict": "refuse", "rule": self.rule, "message": self.message, "advice": self.advice}
         values = {f"set.{name}": value.encode("utf-8", "surrogateescape") for name, value in self.changes.items()}
-        return {"verdict": "allow", "rule": self.rule, **values}
+        # shown to the user: what stands on a grant ends with it
+        told = {"message": f"allowed by break-glass {self.exemption}"} if self.exemption else {}
+        return {"verdict": "allow", "rule": self.rule, **told, **values}
 
     def refused(self, rule: str, message: str, advice: str) -> Decision:
         """The same decision, turned into a refusal after the fact."""
@@ -104,7 +108,7 @@ def _submit(fields: Mapping[str, bytes], context: Context, signer: Signer, blank
     verdict = chain.judge_job(job, context, chain.SUBMIT_JUDGES)
     if isinstance(verdict, Deny):
         return _denied(blank, verdict)
-    blank = attrs.evolve(blank, shadowed=_rules(verdict))
+    blank = attrs.evolve(blank, shadowed=_rules(verdict), exemption=",".join(verdict.exemptions))
     if job.tag is None:
         return attrs.evolve(blank, allowed=True, rule="allow.untagged")
     signed = record_of(job, job.tag, context, signer)
@@ -150,6 +154,8 @@ def _modify(asked: change.Change, context: Context, signer: Signer, blank: Decis
         return attrs.evolve(blank, allowed=True, rule="allow.untagged")
     tag = kept.tag
     blank = attrs.evolve(blank, tag=tag, nonce=kept.nonce)
+    if retag.wanted(asked, tag):
+        return _retagged(asked, kept, context, signer, blank)
     verdict = change.tagged(asked, tag, signer.privileged)
     if isinstance(verdict, Deny):
         return _denied(blank, verdict)
@@ -179,15 +185,11 @@ def _kept_record(asked: change.Change, signer: Signer) -> record.Record | None:
 
 def _merged(asked: change.Change, kept: record.Record, context: Context, allowed: Decision) -> Decision:
     """Judge the job as it would be: what is stored, with what is asked over it."""
-    texts = change.texts(asked)
-    job = SubmitJob(
-        submit_uid=kept.uid,
+    job = attrs.evolve(
+        from_fields({**change.merged(asked), "submit_uid": str(kept.uid).encode()}),
         user_id=kept.uid,
         user_name=kept.user,
-        strings=texts,
-        partitions=partitions(asked.asked_text("partition") or asked.stored_text("partition")),
         forced_sharing=asked.forced_sharing,
-        cut=asked.cut & asked.asked.keys(),
         tag=allowed.tag,
     )
     if not change.moves(asked):
@@ -199,7 +201,38 @@ def _merged(asked: change.Change, kept: record.Record, context: Context, allowed
     verdict = chain.judge_job(_without_record(forced), context, chain.MODIFY_JUDGES)
     if isinstance(verdict, Deny):
         return _denied(allowed, verdict)
-    return attrs.evolve(allowed, changes=forced.changes, shadowed=_rules(verdict))
+    return attrs.evolve(
+        allowed, changes=forced.changes, shadowed=_rules(verdict), exemption=",".join(verdict.exemptions)
+    )
+
+
+def _retagged(asked: change.Change, kept: record.Record, context: Context, signer: Signer, blank: Decision) -> Decision:
+    """Judge a change of the tag, which only a break-glass grant allows, as a submission of the job's owner."""
+    grant = retag.permission(asked, context)
+    if isinstance(grant, Deny):
+        return _denied(blank, grant)
+    # also of a refusal: somebody has tried to use it
+    blank = attrs.evolve(blank, exemption=grant.id)
+    job = chain.mutate_job(retag.submission(asked, kept, context.policy), context)
+    if isinstance(job, Deny):
+        return _denied(blank, job)
+    blank = attrs.evolve(blank, tag=job.tag or kept.tag)
+    verdict = retag.unseen(asked, kept.tag, job.tag, context.policy) or chain.judge_job(
+        job, context, chain.SUBMIT_JUDGES
+    )
+    if isinstance(verdict, Deny):
+        return _denied(blank, verdict)
+    signed = None if job.tag is None else record_of(job, job.tag, context, signer)
+    text = retag.comment(asked, grant, "" if signed is None else record.sign(signed, signer.key))
+    return attrs.evolve(
+        blank,
+        allowed=True,
+        rule="allow.untagged" if signed is None else "allow.tagged",
+        changes={**job.changes, "admin_comment": text},
+        nonce="" if signed is None else signed.nonce,
+        shadowed=_rules(verdict),
+        exemption=",".join(dict.fromkeys((grant.id, *verdict.exemptions))),
+    )
 
 
 def _without_record(job: SubmitJob) -> SubmitJob:

@@ -38,7 +38,7 @@ class StartJob:
     """A job that was judged and may start: what its grants will say. ``scratch`` in bytes on each node, 0 for none.
 
     ``nonce`` is the decision record's: it joins this start to the decision, which had no job id yet. ``shadowed``: the
-    rules in shadow that would have refused it.
+    rules in shadow that would have refused it; ``exemptions``: the break-glass grants without which it would have been.
     """
 
     job: int
@@ -53,6 +53,7 @@ class StartJob:
     nonce: str
     datasets: tuple[str, ...] = ()
     shadowed: tuple[str, ...] = ()
+    exemptions: tuple[str, ...] = ()
 
 
 @attrs.frozen

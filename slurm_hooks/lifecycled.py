@@ -26,6 +26,7 @@ from conf.site import Site, load_site
 from conf.slurmnames import is_node_name
 from keys.names import new_incarnation
 from slurm_hooks import ended, record, wire
+from slurm_hooks.breakglass_live import BreakGlass
 from slurm_hooks.lifecycle import Destroyed, Jobs
 from slurm_hooks.live import LOOK_EVERY, Live, account, every
 from slurm_hooks.serve import Answer, Fields, Peer, notify, serve
@@ -108,6 +109,7 @@ class LifecycleDaemon:
                 scratch=job.scratch,
                 datasets=",".join(job.datasets) or None,
                 shadowed=",".join(job.shadowed) or None,
+                exemption=",".join(job.exemptions) or None,
                 policy=self._live.policy.hash,
                 nonce=job.nonce,
             )
@@ -238,7 +240,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         site = load_site(arguments.config)
         reader = account(SNAPSHOT_USER, "the LDAP reader").pw_uid
-        live = Live(arguments.policy, SnapshotCache(site.ldap.snapshot, reader, site.ldap.max_age))
+        members = SnapshotCache(site.ldap.snapshot, reader, site.ldap.max_age)
+        live = Live(arguments.policy, members, BreakGlass(site.controller.break_glass_dir))
         chain = Chain(f"{site.audit.directory}/lifecycle", "lifecycle", socket.gethostname().split(".")[0])
         chain.append("daemon.start", durable=True)
         asyncio.run(run(LifecycleDaemon(site, live, chain), live))

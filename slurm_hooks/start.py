@@ -108,6 +108,7 @@ def judge_start(request: StartRequest, cluster: str, key: Secret, context: Conte
         scratch=tag.scratch or 0,
         datasets=tag.datasets,
         shadowed=tuple(dict.fromkeys(each.rule for each in verdict.shadowed)),
+        exemptions=verdict.exemptions,
         nonce=decided.nonce,
     )
 

@@ -35,7 +35,8 @@ class Exemption:
     """A break-glass grant in force: ``user`` holds ``role`` too, or may change the tag of ``job``, until ``until``.
 
     ``until`` in Unix seconds; exactly one of ``role`` and ``job`` is set. ``id`` joins every use of it to its approval.
-    ``ended``: before its time; it is here only so that a refusal can say so.
+    ``uid``: the user's, by which a change of a job is known. ``ended``: before its time; it is here only so that a
+    refusal can say so.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Exemption:
     until: float
     role: str | None = None
     job: int | None = None
+    uid: int | None = None
     ended: bool = False
 
     def holds(self, now: float) -> bool:
@@ -83,9 +85,9 @@ class Context(NamedTuple):
         mine = [each for each in self.exemptions if each.role in wanted and each.user == user]
         return max((each for each in mine if not each.holds(self.now)), key=lambda each: each.until, default=None)
 
-    def retagging(self, user: str, job: int | None) -> Exemption | None:
-        """The grant by which a user may change the tag of this job at this moment."""
-        mine = (each for each in self.exemptions if each.job is not None and each.job == job and each.user == user)
+    def retagging(self, uid: int, job: int) -> Exemption | None:
+        """The grant by which somebody may change the tag of this job at this moment."""
+        mine = (each for each in self.exemptions if each.job == job and each.uid == uid)
         return next((each for each in mine if each.holds(self.now)), None)
 
 
