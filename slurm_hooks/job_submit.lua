@@ -61,7 +61,7 @@ local ENVIRONMENT = {
 local SESSION = { "HOME", "PATH", "USER", "SHELL", "PWD", "LD_PRELOAD", "LD_LIBRARY_PATH" }
 -- What is sent of a stored job, as rec.<name>.
 local RECORD = {
-  "account", "admin_comment", "array_job_id", "array_task_id", "batch_features", "comment", "container",
+  "account", "admin_comment", "alloc_node", "array_job_id", "array_task_id", "batch_features", "comment", "container",
   "curr_dependency", "extra", "features", "het_job_id", "het_job_offset", "job_id", "job_state", "licenses",
   "max_nodes", "mcs_label", "min_nodes", "name", "nodes", "orig_dependency", "origin_cluster", "partition", "priority",
   "qos", "reservation", "restart_cnt", "resv_name", "std_err", "std_in", "std_out", "time_limit", "tres_per_job",
