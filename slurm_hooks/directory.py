@@ -30,7 +30,7 @@ MAX_PASSWORD = 1024
 LDAPS_PORT = 636
 
 _URI = re.compile(r"ldaps://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?/?\Z")
-_ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9;-]*\Z|1\.1\Z")
+_ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9;-]*(?:;range=[0-9]+-[0-9]+)?\Z|1\.1\Z")
 _TLS_1_2 = 0x0303
 _GNUTLS_PRIORITY = "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2"
 
