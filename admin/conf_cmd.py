@@ -78,6 +78,8 @@ def run_check(args: argparse.Namespace) -> int:
             say(f"no mistake in {', '.join(map(printable, files))}")
         if stale:
             say(printable(stale))
+        if not mistakes and any(map(_proves_nothing, files)):
+            say("note: node.proof is none: every tagged job is refused; choose ec2, manifest or file")
     return EXIT_CONFIG if mistakes else EXIT_OK
 
 
@@ -96,6 +98,10 @@ def _is_policy(file: str) -> bool:
     keys = parse(read_safely(file)).data.keys()
     policy, site = len(keys & _POLICY_KEYS), len(keys & _SITE_KEYS)
     return policy > site if policy != site else "policy" in Path(file).name
+
+
+def _proves_nothing(file: str) -> bool:
+    return not _is_policy(file) and load_site(file).node.proof == "none"
 
 
 def _stale() -> str:

@@ -13,6 +13,8 @@ from conf.rawchecks import Findings, Raw, duration, section
 PROLOG_LIMIT = 60.0
 # slurmctld answers nobody while job_submit runs
 CONTROLLER_LIMIT = 1.0
+# an instance that was stopped and started elsewhere must not live on an old verdict
+PROOF_LIMIT = 3600.0
 
 
 def check_site(site: Raw) -> Findings:
@@ -33,6 +35,12 @@ def _deadlines(site: Raw) -> Findings:
     deadline = duration(section(site, "controller"), "deadline", 0.2)
     if deadline is not None and deadline > CONTROLLER_LIMIT:
         yield ("controller", "deadline"), "controller.deadline must be at most 1s: slurmctld stands still meanwhile"
+    kept = duration(section(site, "node"), "proof_lifetime", 60.0)
+    if kept is not None and kept > PROOF_LIMIT:
+        yield (
+            ("node", "proof_lifetime"),
+            "node.proof_lifetime must be at most 1h: a verdict on a node's place grows old",
+        )
     prolog = duration(section(site, "node"), "prolog_deadline", 45.0)
     if prolog is not None and prolog >= PROLOG_LIMIT:
         yield ("node", "prolog_deadline"), "node.prolog_deadline must be below 60s, or Slurm fails the job first"

@@ -46,10 +46,10 @@ policy)
   sed -n '$s/^\([0-9][0-9]*\) tests collected.*/\1/p' "$top/build/policy-tests.txt"
   ;;
 services)
-  run "service tests on trixie: OpenBao, slapd, Samba AD, slurmctld, slurmdbd"
+  run "service tests on trixie: OpenBao, slapd, Samba AD, slurmctld, nftables, slurmdbd"
   "$here/chroot.sh" trixie sh -c "cd /src && exec python3 -m pytest tests/services -p no:cacheprovider -q $ARGS" || failed=1
   run "service tests on sid: OpenBao, slapd, slurmctld, slurmdbd"
-  "$here/chroot.sh" sid sh -c "cd /src && exec python3 -m pytest tests/services/vault tests/services/ldap tests/services/slurm tests/services/slurmdbd -p no:cacheprovider -q $ARGS" || failed=1
+  "$here/chroot.sh" sid sh -c "cd /src && exec python3 -m pytest tests/services/vault tests/services/imds tests/services/ldap tests/services/slurm tests/services/slurmdbd -p no:cacheprovider -q $ARGS" || failed=1
   ;;
 cluster)
   # two guests of one processor each, side by side: this machine class has two

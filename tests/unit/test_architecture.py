@@ -56,6 +56,8 @@ ONE_DOOR = {
     "subprocess": {"keys.process"},
     "rich": {"admin.output"},
     "yaml": {"conf.yamlmarks"},
+    "http": {"keys.imds"},
+    "cryptography": {"keys.place_ec2", "keys.place_manifest", "admin.vault_init"},
     "pickle": set(),
     "shelve": set(),
     "marshal": set(),

@@ -19,11 +19,23 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("secure-slurm.yaml", "policy.yaml"):
         shutil.copy(SHIPPED / name, tmp_path / name)
         (tmp_path / name).chmod(0o644)
-    return tmp_path / "secure-slurm.yaml"
+    site = tmp_path / "secure-slurm.yaml"
+    # what an admin has to choose
+    site.write_text(site.read_text().replace("  proof: none", "  proof: ec2"))
+    return site
 
 
 def both(site: Path) -> list[str]:
     return ["--policy", str(site.with_name("policy.yaml"))]
+
+
+def test_that_no_node_can_prove_its_place_is_noted(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--config", str(site), "conf", "check", *both(site)]
+    assert main(argv) == 0
+    assert "node.proof" not in capsys.readouterr().out
+    site.write_text(site.read_text().replace("  proof: ec2", "  proof: none"))
+    assert main(argv) == 0
+    assert "note: node.proof is none: every tagged job is refused" in capsys.readouterr().out
 
 
 def test_every_mistake_of_both_files_is_told(site: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,6 +81,21 @@ ADDED = [
     ("node: {prolog_deadline: 1m}", ":11:25: ", "must be below 60s"),
     ("node: {run_dir: /run/%j}", ":11:17: ", "absolute path"),
     ("node: {prolog_deadline: 4s}", ":11:25: ", "vault.timeout must be shorter"),
+    ("node: {proof: yes}", ":11:15: ", "must be one of 'none', 'file', 'manifest' or 'ec2'"),
+    ("node: {proof: ec3}", ":11:15: ", "did you mean 'ec2'?"),
+    ("node: {proof_lifetime: 61m}", ":11:24: ", "must be at most 1h"),
+    ("node: {proof_lifetime: 0s}", ":11:24: ", "longer than zero"),
+    ("node: {ec2: {account: 123456789012}}", ":11:23: ", "12 digits, in quotes"),
+    ("node: {ec2: {account: '12345'}}", ":11:23: ", "12 digits, in quotes"),
+    ("node: {ec2: {endpoint: 'https://169.254.169.254'}}", ":11:24: ", "http://169.254.169.254 or"),
+    ("node: {ec2: {endpoint: 'http://example.org'}}", ":11:24: ", "http://169.254.169.254 or"),
+    ("node: {ec2: {endpoint: 'http://127.0.0.1.example.org'}}", ":11:24: ", "http://169.254.169.254 or"),
+    ("node: {ec2: {endpoint: 'http://user@127.0.0.1'}}", ":11:24: ", "http://169.254.169.254 or"),
+    ("node: {ec2: {certificates: certs}}", ":11:28: ", "absolute path"),
+    ("node: {ec2: {cert: /x}}", ":11:14: ", "unknown key 'cert'"),
+    ("node: {manifest: {key: /x}}", ":11:19: ", "unknown key 'key'"),
+    ("node: {metadata_users: [a b]}", ":11:25: ", "system account"),
+    ("node: {metadata_users: []}", ":11:24: ", "empty"),
     ("scratch: {backing: files}", ":11:20: ", "did you mean 'file'?"),
     ("scratch: {backing: lvm}", ":11:20: ", "'lvm' needs 'volume_group'"),
     ("scratch: {backing: block, device: ''}", ":11:35: ", "'block' needs 'device'"),
@@ -179,6 +194,7 @@ def test_defaults_and_units(written: Write, site_text: str) -> None:
     assert isinstance(site, Site)
     assert (site.controller.deadline, site.node.prolog_deadline, site.ldap.max_age) == (1.0, 45.0, 600.0)
     assert site.scratch.directory == "/big"
+    assert (site.node.proof, site.node.metadata_users) == ("none", ())
     assert site.controller.untagged_when_down == "refuse"
     assert site.scratch.overcommit is False
     assert site.ldap.user_attribute == "uid"

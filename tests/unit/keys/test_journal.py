@@ -377,3 +377,18 @@ class TestLock:
             journal.remove(JOB)
         waiter.join(30)
         assert entered.is_set()
+
+
+def test_the_place_is_kept_and_a_journal_of_an_older_version_has_none(journal: Journal, folder: Path) -> None:
+    place = "ec2 eu-central-1 i-0123456789abcdef0 verified"
+    journal.write(RECORD._replace(place=place))
+    found = journal.read(JOB)
+    assert found
+    assert found.place == place
+    path = folder / f"{JOB}.json"
+    text = json.loads(path.read_text())
+    del text["place"]
+    path.write_text(json.dumps(text))
+    found = journal.read(JOB)
+    assert found
+    assert found.place == ""
