@@ -147,6 +147,9 @@ class Cluster(People):
         self.make("/var/lib/secure-slurm/lifecycle", "secure-life", 0o755)
         self.make("/var/lib/secure-slurm/lifecycle/ended", "secure-life", 0o770, group="slurm")
         self.make("/var/lib/secure-slurm/scratch", "root", 0o700)
+        self.make("/var/lib/secure-slurm/break-glass", "root", 0o3770, group="secure-break-glass")
+        for person in settings.GLASS:
+            self.command(["usermod", "-a", "-G", "secure-break-glass", person])
         slurm = Path("/etc/slurm")
         self.write(slurm / "slurm.conf", self._filled(settings.SLURM))
         self.write(slurm / "cgroup.conf", settings.CGROUP)

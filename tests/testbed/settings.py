@@ -7,6 +7,7 @@ from tests.testbed.slapd import group, group_dn, person, user
 ADDRESS = "10.99.0.1"
 NODES = {"n1": "eu-central-1", "n2": "eu-central-1", "n3": "us-east-1", "n4": "us-east-1"}
 USERS = ("alice", "bob", "carol", "oper")
+GLASS = ("alice", "carol", "oper")  # in the group that may leave break-glass files
 RUN = "/run/secure-slurm"
 LOG = "/var/log/secure-slurm"
 ETC = "/etc/secure-slurm"
@@ -83,6 +84,10 @@ roles:
 partitions:
   phi: {demand_tag: true, jurisdiction: eu}
   us: {jurisdiction: us}
+break_glass:
+  requesters: ["cn=operators,ou=groups,dc=example,dc=org"]
+  approvers: ["cn=officers,ou=groups,dc=example,dc=org"]
+  longest: 8h
 """
 
 # alice is in phi-eu only through a nested group, carol in phi-us directly, bob and oper in neither
@@ -91,6 +96,8 @@ DIRECTORY = "".join(map(user, USERS)) + "".join(
         group("heart-study", [person("alice")]),
         group("phi-eu", [group_dn("heart-study")]),
         group("phi-us", [person("carol")]),
+        group("operators", [person("oper"), person("carol")]),
+        group("officers", [person("carol"), person("alice")]),
     )
 )
 

@@ -188,7 +188,7 @@ class TestFolders:
     def test_nobody_else_may_write(self) -> None:
         for path, folder in folders().items():
             assert not folder.mode & stat.S_IWOTH, path
-            assert path.endswith("/ended") or not folder.mode & stat.S_IWGRP, path
+            assert path.endswith(("/ended", "/break-glass")) or not folder.mode & stat.S_IWGRP, path
 
     def test_are_made_from_the_top(self) -> None:
         made = ["/run", "/var/log", "/var/lib"]
@@ -210,6 +210,8 @@ class TestFolders:
         assert wanted <= set(folders())
         assert folders()[site.lifecycle.ended_dir] == Folder(0o770, "secure-life", "slurm", "head")
         assert folders()[site.scratch.directory] == Folder(0o700, "root", "root", "compute")
+        # sticky, so that nobody replaces another's file; set-group-ID, so that the deciders can read them
+        assert folders()[site.controller.break_glass_dir] == Folder(0o3770, "root", "secure-break-glass", "head")
         # root hooks: journal, task files and audit trail
         for path in (run_dir, f"{site.audit.directory}/node-%l"):
             assert folders()[path] == Folder(0o755, "root", "root", "compute")
