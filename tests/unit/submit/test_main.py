@@ -183,14 +183,7 @@ def test_explain_asks_in_front_of_everything_of_the_users(tool: str, capsys: pyt
     own = ["--secure-explain", "--secure-dry-run", "--secure-class=phi", "--secure-residency=eu"]
     assert run(tool, [*own, "-J", "--secure-explain", "job.sh", "x"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f"{tool} '{TAG}' --test-only -J --secure-explain job.sh x"
-
-
-def test_explain_reaches_the_real_command_whose_exit_code_it_is(place: Path) -> None:
-    done = execute(place, ["--secure-explain", "--parsable", "job.sh", "--test-only"])
-    told = json.loads(done.stdout)
-    assert done.returncode == 7
-    assert told["argv"][1:] == [TAG, "--test-only", "--parsable", "job.sh", "--test-only"]
+    assert last == f"{tool} '{TAG};explain=1' --test-only -J --secure-explain job.sh x"
 
 
 @pytest.mark.usefixtures("place")
@@ -206,3 +199,9 @@ def test_explain_without_a_tag_asks_nothing(capsys: pytest.CaptureFixture[str]) 
     assert run("srun", ["--secure-explain", "hostname"]) == 2
     assert run("sbatch", ["--secure-explain=yes", "job.sh"]) == 2
     assert "takes no value" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("place")
+def test_json_is_for_an_explanation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("sbatch", ["--secure-json", "--secure-class=phi", "job.sh"]) == 2
+    assert "add --secure-explain" in capsys.readouterr().err
