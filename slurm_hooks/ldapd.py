@@ -38,8 +38,11 @@ _SIGNALS = _ENDING | {signal.SIGHUP}
 
 
 def groups_of_policy(policy: policy_file.Policy) -> tuple[str, ...]:
-    """Every group that some role names, once, as written."""
-    return tuple(dict.fromkeys(group for role in policy.roles.values() for group in role.groups))
+    """Every group that some role or the break-glass section names, once, as written."""
+    names = [group for role in policy.roles.values() for group in role.groups]
+    if policy.break_glass is not None:
+        names += [*policy.break_glass.requesters, *policy.break_glass.approvers]
+    return tuple(dict.fromkeys(names))
 
 
 class Reader:

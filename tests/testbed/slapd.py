@@ -151,6 +151,11 @@ class Slapd:
             raise SlapdError("slapd does not run")
         return self._process
 
+    @property
+    def runs(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._process is not None
+
     def _prepare(self) -> None:
         """A directory that the server's user can reach: pytest's own are closed to it, and too long for a socket."""
         self.directory.mkdir(parents=True, exist_ok=True)

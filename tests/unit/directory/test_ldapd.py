@@ -5,7 +5,7 @@ import pytest
 from attrs import evolve, fields
 
 from conf.errors import BackendUnavailable, ConfigError
-from conf.policy import Policy, Role
+from conf.policy import BreakGlass, Policy, Role
 from conf.site import Ldap
 from slurm_hooks import ldapd, live
 from slurm_hooks.directory import CredentialsRefused
@@ -198,6 +198,11 @@ def test_the_groups_of_a_policy_are_each_named_once() -> None:
         version=1, jurisdictions={}, classes=(), roles={"x": role, "y": evolve(role, groups=("cn=a,dc=b",))}
     )
     assert groups_of_policy(policy) == ("cn=a,dc=b", "cn=c,dc=b")
+    # who may ask for an exception, or approve it, is looked up in the same file
+    glass = BreakGlass(requesters=("cn=ask,dc=b", "cn=a,dc=b"), approvers=("cn=approve,dc=b",), longest=3600.0)
+    assert groups_of_policy(evolve(policy, break_glass=glass)) == (
+        *("cn=a,dc=b", "cn=c,dc=b", "cn=ask,dc=b", "cn=approve,dc=b"),
+    )
 
 
 def test_missing_files_end_the_program_with_the_code_for_configuration(
