@@ -63,13 +63,19 @@ def for_stub(policy: Policy) -> dict[str, str]:
 
     Without slashes at the end: sh compares texts only, and takes the slash off what it compares.
     """
-    words = {each.rstrip("/") or "/" for each in (*dataset_paths(policy), *owned_file_systems(policy))}
-    paths = {each for each in words if each.startswith("/")}
+    return in_bars(dataset_paths(policy), owned_file_systems(policy))
+
+
+def in_bars(datasets: Iterable[str], owned: Iterable[str]) -> dict[str, str]:
+    """:func:`for_stub`, of protected paths and file systems."""
+    sources = {each.rstrip("/") for each in owned}
+    words = {each.rstrip("/") or "/" for each in datasets} | {each or "/" for each in sources}
+    # //server/share is a source and nothing else
+    paths = {each for each in words if each.startswith("/") and not each.startswith("//")}
     return {
         "PROTECTED": _in_bars(paths),
         "PROTECTED_TOPS": _in_bars("/" + each.split("/")[1] for each in paths),
-        # a path may be a source as well: //server/share
-        "PROTECTED_SOURCES": _in_bars({each.rstrip("/") for each in owned_file_systems(policy)} - {""}),
+        "PROTECTED_SOURCES": _in_bars(sources - {""}),
     }
 
 

@@ -173,8 +173,8 @@ def exposed(
 
 
 def within(path: str, directory: str) -> bool:
-    """Whether an absolute path is the directory or lies below it, by their texts."""
-    return path == directory or path.startswith(f"{directory.rstrip('/')}/")
+    """Whether a path is the directory, which must be absolute, or lies below it, by their texts."""
+    return directory.startswith("/") and (path == directory or path.startswith(f"{directory.rstrip('/')}/"))
 
 
 def _above(point: str, path: str) -> bool:

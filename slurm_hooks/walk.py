@@ -69,7 +69,12 @@ def walk(path: str, job: HookJob, *, folder: bool = False) -> list[str]:
 def _step(place: str, part: str, job: HookJob, left: list[int], *, last: bool) -> Iterator[str]:
     plain, fits = _pattern(part, job)
     if fits is None:
-        yield _final(place, plain) if last else os.path.realpath(os.path.join(place, plain), strict=True)
+        try:
+            yield _final(place, plain) if last else os.path.realpath(os.path.join(place, plain), strict=True)
+        except FileNotFoundError:
+            # one of the places that a pattern may mean need not have it; when none has, nothing is left to go on with
+            if left[0] == MAX_LOOKED_AT:
+                raise
         return
     for name in os.listdir(place):
         left[0] -= 1

@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conf import surroundings
+from slurm_hooks import mounts
 
 STUBS = Path(__file__).parents[3] / "slurm_hooks" / "stubs"
 # what each hands on, beside PATH and LC_ALL
@@ -16,6 +21,7 @@ HANDED_ON = {
     "prolog": [
         *("SLURM_CONF", "SLURM_CLUSTER_NAME", "SLURMD_NODENAME", "SLURM_JOB_ID", "SLURM_JOB_UID", "SLURM_JOB_GID"),
         *("SLURM_JOB_USER", "SLURM_JOB_NODELIST", "SLURM_JOB_RESTART_COUNT", "SLURM_JOB_EXTRA"),
+        *("SLURM_JOB_WORK_DIR", "SLURM_JOB_STDIN", "SLURM_JOB_STDOUT", "SLURM_JOB_STDERR"),
     ],
     "epilog": ["SLURMD_NODENAME", "SLURM_JOB_ID", "SLURM_JOB_UID"],
     "prolog_slurmctld": [
@@ -35,6 +41,10 @@ JOB = {
     "SLURM_CLUSTER_NAME": "test",
     "SLURM_CONF": "/etc/slurm.conf",
     "SLURMD_NODENAME": "n1",
+    "SLURM_JOB_WORK_DIR": "/home/alice",
+    "SLURM_JOB_STDIN": "/dev/null",
+    "SLURM_JOB_STDOUT": "/home/alice/o-%j.txt",
+    "SLURM_JOB_STDERR": "/home/alice/e-%j.txt",
 }
 TAG = {"SLURM_JOB_EXTRA": "secure-slurm:class=phi"}
 # The shell's own /proc/environ is what it was started with, before any shell adds a variable.
@@ -72,13 +82,17 @@ class Installed:
                 ["sed", f"s|@PREFIX@|{folder}|g", str(STUBS / name)], check=True, capture_output=True, text=True
             )
             assert done.stdout.count("/etc/secure-slurm/hooks.sh") == 1
-            (folder / name).write_text(done.stdout.replace("/etc/secure-slurm/hooks.sh", f"{folder}/hooks.sh"))
+            here = done.stdout.replace("/etc/secure-slurm/hooks.sh", f"{folder}/hooks.sh")
+            (folder / name).write_text(here.replace("/proc/self/mountinfo", f"{folder}/mountinfo"))
             (folder / name).chmod(0o755)
 
-    def configure(self, partitions: str = "|phi|", run_dir: str = "node-%n") -> None:
-        (self.folder / "hooks.sh").write_text(
-            f"SECURE_PARTITIONS='{partitions}'\nMOUNT_ROOT='/secure-scratch'\nRUN_DIR='{self.folder}/{run_dir}'\n"
-        )
+    def configure(self, partitions: str = "|phi|", run_dir: str = "node-%n", **more: str) -> None:
+        values = {"SECURE_PARTITIONS": partitions, "RUN_DIR": f"{self.folder}/{run_dir}", **more}
+        (self.folder / "hooks.sh").write_text("".join(f"{name}='{value}'\n" for name, value in values.items()))
+
+    def mounted(self, *lines: str) -> None:
+        root = "22 1 259:2 / / rw,relatime shared:1 - ext4 /dev/nvme0n1p2 rw"
+        (self.folder / "mountinfo").write_text("".join(f"{line}\n" for line in (root, *lines)))
 
     def run(self, hook: str, *environs: dict[str, str], shell: str | None = None) -> subprocess.CompletedProcess[bytes]:
         environ = {name: value for each in environs for name, value in each.items()}
@@ -149,7 +163,7 @@ def test_a_marked_job_starts_its_hook(installed: Installed, hook: str, more: dic
     assert started is not None
     *python, program = started.argv
     assert python == [f"{installed.folder}/venv/bin/python3", "-IS", "-c"]
-    assert program.split("; ") == [
+    assert program.replace("'", '"').split("; ") == [
         "import sys",
         f'sys.path.insert(0, "{installed.folder}/lib")',
         f"from slurm_hooks.{hook} import main",
@@ -274,6 +288,116 @@ def test_every_partition_of_several(installed: Installed, hook: str) -> None:
         assert installed.run(hook, JOB, {"SLURM_JOB_PARTITION": name}).returncode == STARTED
     for name in ("hi", "aw", "PHI", "raw "):
         assert installed.run(hook, JOB, {"SLURM_JOB_PARTITION": name}).returncode == 0
+
+
+def nfs(point: str, source: str = "srv:/x", fstype: str = "nfs4", optional: str = "shared:3 ") -> str:
+    return f"36 22 0:41 / {point} rw,relatime {optional}- {fstype} {source} rw,vers=4.2"
+
+
+PROTECTED = {
+    "datasets": {"/data/ukb": "ukb", "/data/two": "two"},
+    "owned": {"fs-1.efs.example:/": "eu", "/shared/eu": "eu", "//cifs/share": "eu"},
+}
+HERE = [
+    nfs("/data/ukb"),
+    nfs("/data/ukb", "/dev/sdb1", "ext4"),
+    nfs("/data/ukb", "/dev/sdb1", "xfs", ""),
+    nfs("/data/two/a/b\\040c"),
+    nfs("/data/two/a", fstype="ext4"),
+    nfs("/data"),
+    nfs("/data", fstype="fuse.sshfs"),
+    nfs("/data", fstype="autofs", source="auto.data"),
+    nfs("/anywhere", "fs-1.efs.example:/"),
+    nfs("/anywhere", "fs-1.efs.example:", optional="shared:1 master:2 "),
+    nfs("/anywhere", "//cifs/share", "cifs"),
+    nfs("/", "fs-1.efs.example:/"),
+    nfs("/shared"),
+    nfs("/shared/eu/x", fstype="lustre"),
+]
+NOT_HERE = [
+    nfs("/home"),
+    nfs("/data2"),
+    nfs("/data/ukb2"),
+    nfs("/data/uk"),
+    nfs("/x/data/ukb"),
+    nfs("/data", "/dev/sdb1", "ext4"),
+    nfs("/data", "/dev/sdb1", "xfs"),
+    nfs("/data/ukb", "tmpfs", "tmpfs"),
+    nfs("/data/*"),
+    nfs("/*"),
+    nfs("/data/ukb|/data/two"),
+    nfs("/anywhere", "fs-1.efs.example:/sub"),
+    nfs("/anywhere", "*"),
+    nfs("/anywhere", ""),
+    nfs("/"),
+]
+
+
+def protect(installed: Installed) -> None:
+    values = surroundings.in_bars(PROTECTED["datasets"], PROTECTED["owned"])
+    installed.configure(**values)
+
+
+@pytest.mark.parametrize("shell", [None, *filter(None, [shutil.which("bash")])])
+@pytest.mark.parametrize("line", HERE)
+def test_an_untagged_job_beside_protected_data_starts_the_python_that_looks_closer(
+    installed: Installed, line: str, shell: str | None
+) -> None:
+    protect(installed)
+    installed.mounted(nfs("/home"), line)
+    assert installed.run("prolog", JOB, shell=shell).returncode == STARTED
+    started = installed.started()
+    assert started is not None
+    assert "from slurm_hooks.protected import main" in started.argv[-1]
+    # the same file by the same rules: what the stub passes on is what Python finds
+    assert mounts.exposed(mounts.read(str(installed.folder / "mountinfo")), PROTECTED["datasets"], PROTECTED["owned"])
+    # a tagged job goes the usual way
+    assert installed.run("prolog", JOB, TAG).returncode == STARTED
+    started = installed.started()
+    assert started is not None
+    assert "from slurm_hooks.prolog import main" in started.argv[-1]
+
+
+@pytest.mark.parametrize("shell", [None, *filter(None, [shutil.which("bash")])])
+@pytest.mark.parametrize("line", NOT_HERE)
+def test_an_untagged_job_beside_other_mounts_starts_no_python(
+    installed: Installed, line: str, shell: str | None
+) -> None:
+    protect(installed)
+    installed.mounted(nfs("/home"), line)
+    done = installed.run("prolog", JOB, shell=shell)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert installed.started() is None
+    assert not mounts.exposed(
+        mounts.read(str(installed.folder / "mountinfo")), PROTECTED["datasets"], PROTECTED["owned"]
+    )
+
+
+def test_a_mountinfo_that_cannot_be_read_is_looked_at_by_python(installed: Installed) -> None:
+    protect(installed)
+    assert installed.run("prolog", JOB).returncode == STARTED
+    installed.configure(PROTECTED="", PROTECTED_TOPS="", PROTECTED_SOURCES="")
+    assert installed.run("prolog", JOB).returncode == 0
+
+
+NAMES = st.sampled_from(["data", "ukb", "two", "ukb2", "shared", "eu", "x", "*", "a\\040b"])
+POINTS = st.lists(NAMES, max_size=4).map(lambda names: "/" + "/".join(names))
+SOURCES = st.sampled_from(["fs-1.efs.example:/", "fs-1.efs.example:", "srv:/x", "//cifs/share", "none", "", "a\\040b"])
+TYPES = st.sampled_from(
+    ["nfs4", "ext4", "xfs", "btrfs", "tmpfs", "autofs", "fuse.sshfs", "overlay", "devtmpfs", "proc"]
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(POINTS, SOURCES, TYPES), max_size=4))
+def test_the_stub_never_finds_less_than_python(installed: Installed, found: list[tuple[str, str, str]]) -> None:
+    protect(installed)
+    installed.mounted(*(nfs(*each) for each in found))
+    exposed = mounts.exposed(
+        mounts.read(str(installed.folder / "mountinfo")), PROTECTED["datasets"], PROTECTED["owned"]
+    )
+    if exposed is not None:
+        assert installed.run("prolog", JOB).returncode == STARTED
 
 
 JOBS = ["", "x", "-1", "17x", "1 7", "17\n", "../17", "17/../18", "$(id)", "*", "1.5", "\u0661"]
