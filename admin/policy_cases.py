@@ -5,19 +5,21 @@ Everybody in it is made up: a case says which groups its user is in, and no dire
 
 from __future__ import annotations
 
+import datetime
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import attrs
 
+from admin.case_words import SET, SUBMIT, options_of
 from conf import units
-from conf.errors import UsageError
-from conf.forms import Form, kind
+from conf.forms import Date, Form, kind
 from conf.load import Finding, load
 from conf.policy import Policy
 from conf.quote import did_you_mean, one_of, quote
 from conf.safefile import read_safely
-from conf.tag import ENVIRONMENT, KEYS
+from conf.tag import KEYS
 from conf.yamlmarks import Where, parse
 from slurm_hooks import trial
 from slurm_hooks.dn import DnError, first_value, normalise
@@ -58,10 +60,14 @@ class Case:
 
 @attrs.frozen(kw_only=True)
 class Suite:
-    """The whole file. ``users``: groups by user. ``default_partition``: of a job that names none, as in slurm.conf."""
+    """The whole file. ``users``: groups by user. ``default_partition``: of a job that names none, as in slurm.conf.
+
+    ``today``: the day on which the cases are judged, in UTC; None: the real one.
+    """
 
     version: Literal[1]
     default_partition: str | None = None
+    today: Date | None = None
     users: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
     cases: tuple[Case, ...]
 
@@ -121,9 +127,15 @@ def _judge(case: Case, line: int, suite: Suite, policy: Policy, names: GroupName
     user = case.user or _NOBODY
     snapshot = trial.members(user, [dn for word in words for dn in names.find(word)])
     asked = _trial(user, case.submit, suite.default_partition)
-    decision = trial.decide(asked, policy, snapshot)
+    decision = trial.decide(asked, policy, snapshot, now=_noon(suite.today))
     values = _values_of(asked, decision)
     return Result(case, line, decision, values, tuple(_differences(case, decision, values)))
+
+
+def _noon(day: datetime.date | None) -> float:
+    if day is None:
+        return time.time()
+    return datetime.datetime.combine(day, datetime.time(12), datetime.UTC).timestamp()
 
 
 def _trial(user: str, submit: Mapping[str, Any], default_partition: str | None) -> Trial:
@@ -131,12 +143,15 @@ def _trial(user: str, submit: Mapping[str, Any], default_partition: str | None) 
     if "scratch" in tag:
         # as secure-sbatch writes it
         tag["scratch"] = str(units.parse_size(tag["scratch"]))
+    said = options_of(submit.get("options", ""), user, submit.get("env", {}))
     return Trial(
         user=user,
         tag=tag,
+        fields=said.texts,
+        numbers=said.numbers,
         texts={word: submit[word] for word in trial.TEXTS if word in submit},
         script=tuple(submit.get("script", ())),
-        environment=submit.get("env", {}),
+        environment=said.environment,
         default_partition=default_partition,
         from_partition=submit.get("from_partition"),
         shared_by_force=submit.get("shared_by_force", False),
@@ -150,10 +165,16 @@ def _values_of(asked: Trial, decision: Decision) -> dict[str, str | bool]:
     if not decision.allowed:
         return {}
     found: dict[str, str | bool] = {
-        word: decision.changes.get(trial.TEXTS[word], asked.texts.get(word, "")) for word in _SET if word in trial.TEXTS
+        word: decision.changes.get(trial.TEXTS[word], asked.text(trial.TEXTS[word]))
+        for word in SET
+        if word in trial.TEXTS
     }
     size = decision.tag.scratch if decision.tag else None
     found["scratch"] = units.format_size(size) if size else ""
+    found["class"] = decision.tag.klass if decision.tag else ""
+    found["residency"] = (decision.tag.residency or "") if decision.tag else ""
+    found["time"] = decision.changes.get("time_limit", str(asked.numbers.get("time_limit", "")))
+    found["nodes"] = decision.changes.get("max_nodes", str(asked.numbers.get("max_nodes", "")))
     found["exclusive"] = decision.changes.get("shared") == "0"
     found["requeue"] = decision.changes.get("requeue") == "1"
     return found
@@ -197,9 +218,9 @@ def _check(raw: Raw, names: GroupNames, demanding: tuple[str, ...]) -> Iterator[
         if "user" in case and "groups" in case:
             yield (*where, "groups"), "user and groups in one case; the user's groups are under 'users'"
         yield from _groups(case.get("groups"), (*where, "groups"), names)
-        yield from _values(case.get("submit"), (*where, "submit"), _SUBMIT)
+        yield from _values(case.get("submit"), (*where, "submit"), SUBMIT)
         yield from _origin(case.get("submit"), (*where, "submit", "from_partition"), demanding)
-        yield from _values(case.get("set"), (*where, "set"), _SET)
+        yield from _values(case.get("set"), (*where, "set"), SET)
         yield from _expectation(case, where)
 
 
@@ -236,49 +257,3 @@ def _values(raw: object, where: Where, known: Mapping[str, Callable[[object], st
         problem = known[key](value)
         if problem:
             yield (*where, key), f"{key} {problem}"
-
-
-def _text(value: object) -> str | None:
-    return None if isinstance(value, str) else f"must be a text, not {kind(value)}"
-
-
-def _truth(value: object) -> str | None:
-    return None if isinstance(value, bool) else f"must be true or false, not {kind(value)}"
-
-
-def _size(value: object) -> str | None:
-    if not isinstance(value, str):
-        return f"must be a size such as 200M or 10G, not {kind(value)}"
-    try:
-        units.parse_size(value)
-    except UsageError as error:
-        return f"{error}; {error.advice}"
-    return None
-
-
-def _script(value: object) -> str | None:
-    if isinstance(value, list) and all(isinstance(line, str) for line in value):
-        return None
-    return "must be a list of the script's lines, each a text"
-
-
-def _environment(value: object) -> str | None:
-    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
-        return "must be a mapping of variables to texts"
-    other = next((name for name in value if name not in ENVIRONMENT), None)
-    return None if other is None else f"names {quote(other)}, which nothing looks at; use {one_of(ENVIRONMENT)}"
-
-
-_SUBMIT: dict[str, Callable[[object], str | None]] = {
-    **dict.fromkeys((*trial.TEXTS, "class", "residency", "from_partition"), _text),
-    **dict.fromkeys(("shared_by_force", "het", "cron"), _truth),
-    "scratch": _size,
-    "script": _script,
-    "env": _environment,
-}
-_SET: dict[str, Callable[[object], str | None]] = {
-    **dict.fromkeys(("constraint", "prefer", "batch"), _text),
-    **dict.fromkeys(("exclusive", "requeue"), _truth),
-    # empty: the job has no encrypted scratch
-    "scratch": lambda value: None if value == "" else _size(value),
-}

@@ -576,7 +576,9 @@ local function collect_environment(fields, job)
   end
 end
 
--- Who owns the jobs that a dependency names, "?" for one that slurmctld does not know: "afterok:12:13_4,after:14+5".
+-- Who owns the jobs that a dependency names: "afterok:12:13_4,after:14+5". slurm.jobs lacks what was submitted in the
+-- second of its last reading (job_submit_lua.c), as `sbatch -d afterok:$(sbatch ...)` does all the time: such a job is
+-- passed over. One that is gone Slurm itself refuses.
 local function collect_dependency(fields)
   local text = fields.dependency
   if not text or text == "" then
@@ -586,8 +588,8 @@ local function collect_dependency(fields)
   local found, seen = {}, {}
   for id in string.gmatch(string.gsub(text, "[_+][%d%*]+", ""), "%d+") do
     local job = type(jobs) == "table" and jobs[id]
-    local uid = job and type(job.user_id) == "number" and number(job.user_id) or "?"
-    if not seen[uid] then
+    local uid = job and type(job.user_id) == "number" and number(job.user_id)
+    if uid and not seen[uid] then
       seen[uid] = true
       found[#found + 1] = uid
     end

@@ -56,14 +56,17 @@ TEXTS = {
 class Trial:
     """A batch job as it reaches slurmctld.
 
-    ``tag`` is what secure-sbatch writes, by ``class``, ``residency`` and ``scratch``; empty: a plain sbatch. ``texts``
-    are by sbatch's words (:data:`TEXTS`), ``script`` all lines of the script, ``environment`` by variable.
+    ``tag`` is what secure-sbatch writes, by ``class``, ``residency``, ``scratch`` and ``datasets``; empty: a plain
+    sbatch. ``fields`` and ``numbers`` are by Slurm's names, ``texts``, which count more, by sbatch's words
+    (:data:`TEXTS`), ``script`` all lines of the script, ``environment`` by variable.
     ``from_partition``: submitted on a node of that partition, not on a login node. ``shared_by_force``: its partition
     has OverSubscribe=FORCE.
     """
 
     user: str = USER
     tag: Mapping[str, str] = attrs.field(factory=dict)
+    fields: Mapping[str, str] = attrs.field(factory=dict)
+    numbers: Mapping[str, int] = attrs.field(factory=dict)
     texts: Mapping[str, str] = attrs.field(factory=dict)
     script: tuple[str, ...] = ()
     environment: Mapping[str, str] = attrs.field(factory=dict)
@@ -73,16 +76,23 @@ class Trial:
     het: bool = False
     cron: bool = False
 
+    def text(self, field: str) -> str:
+        """What the job says in a field, by Slurm's name."""
+        return next((text for word, text in self.texts.items() if TEXTS[word] == field), self.fields.get(field, ""))
+
 
 def members(user: str, groups: Iterable[str]) -> Snapshot:
     """Group members of one user. ``groups``: as the policy writes them."""
     return Snapshot(1.0, USER, {dn: Group(dn, frozenset({user})) for dn in groups})
 
 
-def decide(trial: Trial, policy: Policy, snapshot: Snapshot | None) -> Decision:
-    """What the decision daemon would answer with this policy. Never raises; a snapshot of None is one that is lost."""
+def decide(trial: Trial, policy: Policy, snapshot: Snapshot | None, *, now: float = 0.0) -> Decision:
+    """What the decision daemon would answer with this policy. Never raises; a snapshot of None is one that is lost.
+
+    ``now``: Unix seconds.
+    """
     signer = Signer(USER, Secret(secrets.token_bytes(32)), frozenset({0}))
-    return decide_submit(request(trial, policy), Context(policy, snapshot), signer)
+    return decide_submit(request(trial, policy), Context(policy, snapshot, now=now), signer)
 
 
 def request(trial: Trial, policy: Policy) -> dict[str, bytes]:
@@ -91,12 +101,12 @@ def request(trial: Trial, policy: Policy) -> dict[str, bytes]:
     hosts = {name: f"{USER}{index}" for index, name in enumerate(policy.demanding_partitions())}
     default = trial.default_partition or None
     tag = PREFIX + ";".join(f"{key}={text}" for key, text in trial.tag.items()) if trial.tag else None
-    texts = {TEXTS[word]: text for word, text in trial.texts.items()}
+    texts = {**trial.fields, **{TEXTS[word]: text for word, text in trial.texts.items()}}
     return Submission(
         uid=_UID,
         user=trial.user,
         texts={"extra": tag, **texts},
-        numbers={"het_job_offset": 0 if trial.het else None},
+        numbers={**trial.numbers, "het_job_offset": 0 if trial.het else None},
         script="\n".join(trial.script).encode("utf-8", "surrogateescape"),
         environment=trial.environment,
         host=hosts.get(trial.from_partition or "", _LOGIN),

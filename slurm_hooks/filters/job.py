@@ -69,7 +69,7 @@ class SubmitJob:
     ``demand_nodes`` the node list of each partition that demands a tag, ``forced_sharing`` those of its partitions
     where no job has nodes of its own, ``changes`` what Slurm is told to set.
     ``partitions`` is resolved: empty means that not even the default is known. ``dependency_uids``: the owners of the
-    jobs that it depends on, ``?`` for one that is not known. ``user_environment``: variables of the submitter's session
+    jobs that it depends on, as far as slurmctld lists them. ``user_environment``: variables of the submitter's session
     come with it.
     """
 

@@ -51,7 +51,7 @@ def others(job: SubmitJob, _context: Context) -> Verdict:
         return ALLOW
     return Deny(
         "route.dependency-other",
-        "a job that carries a tag depends only on jobs of the same user, and one in --dependency is another's or gone",
+        "a job that carries a tag depends only on jobs of the same user, and one in --dependency is another's",
         "leave that job out of --dependency",
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from admin import policy_cases
+from admin import case_words, policy_cases
 from admin.main import main
 from admin.policy_lint import lint
 from conf.errors import ConfigError
@@ -76,13 +76,13 @@ def test_the_shipped_cases_allow_and_refuse_each_role_class_and_partition(policy
     assert set(policy.jurisdictions) <= places
 
 
-def test_the_documentation_has_two_examples() -> None:
+def test_the_documentation_has_four_examples() -> None:
     assert set(EXAMPLES) == {
-        f"{name}/{file}" for name in ("hipaa", "hospitals") for file in ("policy.yaml", "policy-tests.yaml")
+        f"{name}/{file}" for name in ("hipaa", "hospitals", "export", "open") for file in ("policy.yaml", "policy-tests.yaml")
     }
 
 
-@pytest.mark.parametrize("name", ["hipaa", "hospitals"])
+@pytest.mark.parametrize("name", ["hipaa", "hospitals", "export", "open"])
 def test_an_example_of_the_documentation_holds(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = put(tmp_path, "policy.yaml", EXAMPLES[f"{name}/policy.yaml"])
     put(tmp_path, "policy-tests.yaml", EXAMPLES[f"{name}/policy-tests.yaml"])
@@ -94,7 +94,7 @@ def test_the_documentation_names_every_key() -> None:
     page = (ROOT / "docs/policy.md").read_text()
     section = page.partition("\n## policy test\n")[2].partition("\n## ")[0]
     told = set(re.findall(r"`([a-z_]+)`", section))
-    assert set(policy_cases._SUBMIT) | set(policy_cases._SET) <= told
+    assert set(case_words.SUBMIT) | set(case_words.SET) <= told
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ PAIRS: list[tuple[str, str, Changes, Changes]] = [
     ("route.user-env", "export", {"env__slurm_get_user_env": b"1"}, {}),
     # dependencies
     ("route.dependency-other", "phi", {"dependency_uids": b"1001,1002"}, {"dependency_uids": b"1001"}),
-    ("route.dependency-other", "internal", {"dependency_uids": b"?"}, {}),
+    ("route.dependency-other", "internal", {"dependency_uids": b"?"}, {"dependency_uids": b""}),
     ("route.dependency-other", "open", {"dependency_uids": b"0"}, {"dependency_uids": b"1001,1001"}),
     # what a role is limited to
     ("role.partition", "export", {"partition": b"x"}, {}),
