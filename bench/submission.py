@@ -69,6 +69,7 @@ class Head(Cluster):
         self.make(str(MEMBERS.parent), "root", 0o750, group="secure-record")
         write_snapshot(MEMBERS, large.members())
         self.daemon("decisiond", "secure-decide")
+        os.setpriority(os.PRIO_PROCESS, self.daemons["decisiond"].pid, _niceness())
         self.until(lambda: Path(f"{settings.RUN}/decision/decide.sock").exists(), "the decision daemon")
         self.command(["slurmctld"])
         self.pids = {name: self._controller(number, name) for number, name in enumerate(PLUGINS, start=1)}
@@ -97,6 +98,12 @@ class Head(Cluster):
         pid = Path(f"/run/slurm/slurmctld-{name}.pid")
         self.until(lambda: pid.exists() and pid.read_text().strip(), f"the slurmctld of {folder}")
         return int(pid.read_text())
+
+
+def _niceness() -> int:
+    """What the daemon's unit says, for here is no systemd."""
+    unit = Path(__file__).parents[1] / "conf/systemd/secure-slurm-decisiond.service"
+    return next(int(line.removeprefix("Nice=")) for line in unit.read_text().splitlines() if line.startswith("Nice="))
 
 
 def _folder(name: str) -> str:

@@ -12,7 +12,6 @@ this daemon confirms, second by second, that it decides by the policy which job_
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import os
 import pwd
@@ -20,9 +19,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
-
-import attrs
+from collections.abc import Sequence
 
 from audit.chain import AuditError, Chain
 from conf.errors import SecureSlurmError
@@ -30,7 +27,7 @@ from conf.policy import DEFAULT_PATH as POLICY_PATH
 from conf.site import DEFAULT_PATH as SITE_PATH
 from conf.site import Site, load_site
 from conf.version import __version__
-from slurm_hooks import record
+from slurm_hooks import background, record
 from slurm_hooks.answering import Fields, Peer, notify
 from slurm_hooks.breakglass_live import WRITER as GLASS_WRITER
 from slurm_hooks.breakglass_live import BreakGlass, Trail
@@ -47,11 +44,6 @@ SNAPSHOT_USER = "secure-ldap"
 SOCKET_MODE = 0o660
 DEADLINE_SHARE = 0.75
 """Of the time that slurmctld waits: an answer that would come too late is better given up here."""
-
-SWITCH_INTERVAL = 0.00005
-"""Seconds for which a request waits for the interpreter when the background has it; Python's own 5 ms are too long."""
-SWEEP_EVERY = 60.0
-"""Seconds between two collections of cyclic garbage, which happen at no other time."""
 
 UNTAGGED = "allow.untagged"
 _UNWRITABLE = ("audit.unwritable", "the decision could not be written to the audit trail, so the job is refused")
@@ -76,9 +68,7 @@ class Decider:
         """Verb ``submit``."""
         with self._turn:
             context = self._live.context()
-            return self._answer(
-                self._explainer.decide(fields, context) or decide_submit(fields, context, self._signer)
-            )
+            return self._answer(self._explainer.decide(fields, context) or decide_submit(fields, context, self._signer))
 
     def modify(self, fields: Fields, _peer: Peer) -> dict[str, bytes | str]:
         """Verb ``modify``."""
@@ -89,7 +79,16 @@ class Decider:
         """Verb ``note``: an untagged job that job_submit.lua has let pass, for the trail; it is judged all the same."""
         with self._turn:
             own = decide_submit(fields, self._live.context(), self._signer)
-            self._written(attrs.evolve(own, allowed=True, rule=UNTAGGED, verb="note", tag=None, nonce=""))
+            self._write(
+                "decision",
+                verdict="allow",
+                rule=UNTAGGED,
+                verb="note",
+                uid=own.uid,
+                submit_uid=own.actor,
+                partition=own.partition or None,
+                policy=own.policy or None,
+            )
             self.decided["allow"] += 1
             if not own.allowed or own.rule != UNTAGGED:
                 self._differs(own)
@@ -140,7 +139,9 @@ class Decider:
 
     def _differs(self, own: Decision) -> None:
         """Tell that a job was let pass which should not have been, and let no further one pass without being asked."""
-        LOG.error("uid %d: job_submit.lua let a job pass as untagged whose verdict is %s: it must ask", own.actor, own.rule)
+        LOG.error(
+            "uid %d: job_submit.lua let a job pass as untagged whose verdict is %s: it must ask", own.actor, own.rule
+        )
         self._distrusted = self._live.policy.hash[:POLICY_DIGITS]
         self._write(
             "decision.differs",
@@ -207,11 +208,8 @@ def run(decider: Decider, site: Site, slurm: pwd.struct_passwd, stop: threading.
     notes = {"note": (controllers, decider.note)}
     desk = Desk(site.controller.socket, handlers, notes, deadline=site.controller.deadline * DEADLINE_SHARE)
     desk.open(mode=SOCKET_MODE, group=_group_for(slurm))
-    background = ((LOOK_EVERY, decider.look), (LOOK_EVERY, decider.flush), (SWEEP_EVERY, sweep))
-    threads = [threading.Thread(target=_again, args=(stop, *each), daemon=True) for each in background]
+    threads = background.start(stop, (LOOK_EVERY, decider.look), (LOOK_EVERY, decider.flush))
     try:
-        for thread in threads:
-            thread.start()
         notify("READY=1")
         LOG.info("deciding at %s", site.controller.socket)
         stop.wait()
@@ -222,24 +220,6 @@ def run(decider: Decider, site: Site, slurm: pwd.struct_passwd, stop: threading.
         for thread in threads:
             thread.join()
         decider.flush()
-
-
-def _again(stop: threading.Event, seconds: float, work: Callable[[], None]) -> None:
-    """Do ``work`` again and again; a failure is logged, and is no reason to stop looking."""
-    while not stop.wait(seconds):
-        try:
-            work()
-        except Exception:
-            LOG.exception("a background task failed")
-
-
-def sweep() -> None:
-    """Collect cyclic garbage now, and never look again at what has survived: policy and members live for long.
-
-    Left to itself the collector would go through all members of all groups while slurmctld waits.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def _group_for(slurm: pwd.struct_passwd) -> int | None:
@@ -271,9 +251,7 @@ def _serve_until_signal(config: str, policy: str, snapshot_user: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     decider, site, slurm = build(config, policy, snapshot_user)
-    sys.setswitchinterval(SWITCH_INTERVAL)
-    gc.disable()
-    sweep()
+    background.give_way()
     run(decider, site, slurm, stop)
 
 

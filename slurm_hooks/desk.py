@@ -27,8 +27,8 @@ LOG = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 64
 """slurmctld has two, an admin one now and then; each costs a thread."""
-NOTES_PAUSE = 0.02
-"""Seconds between two looks at the notes: together they cost far fewer wake-ups than one by one."""
+NOTES_PAUSE = 0.1
+"""Seconds between two looks at the notes: taken together they cost a third of what they cost one by one."""
 CLOSE_DEADLINE = 2.0
 _PIECE = 65536
 

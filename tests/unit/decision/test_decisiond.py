@@ -9,11 +9,12 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,14 @@ def test_an_unknown_user_is_a_mistake_of_the_admin(place: Place) -> None:
         decisiond.build(str(place.config), str(place.policy), "no-such-user")
 
 
+def wait_for(path: str, alive: Callable[[], bool]) -> None:
+    """Until somebody listens there: the file is there a moment earlier."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        while probe.connect_ex(path):
+            assert alive()
+            time.sleep(0.01)
+
+
 @contextlib.contextmanager
 def serving(place: Place) -> Iterator[str]:
     decider, site, slurm = decisiond.build(str(place.config), str(place.policy), ME)
@@ -211,9 +220,7 @@ def serving(place: Place) -> Iterator[str]:
     running = threading.Thread(target=decisiond.run, args=(decider, site, slurm, stop))
     running.start()
     try:
-        while not Path(site.controller.socket).exists():
-            assert running.is_alive()
-            time.sleep(0.01)
+        wait_for(site.controller.socket, running.is_alive)
         yield site.controller.socket
     finally:
         stop.set()
@@ -298,11 +305,7 @@ def test_the_daemon_as_a_process(place: Place, plain: Fields) -> None:
     path = place.folder / "decide.sock"
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         try:
-            end = time.monotonic() + 20
-            while not path.exists():
-                assert process.poll() is None, process.stderr and process.stderr.read()
-                assert time.monotonic() < end
-                time.sleep(0.02)
+            wait_for(str(path), lambda: process.poll() is None)
             assert wire.exchange(str(path), plain, timeout=5)["verdict"] == b"allow"
         finally:
             process.send_signal(signal.SIGTERM)
