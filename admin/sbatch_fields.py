@@ -69,8 +69,8 @@ def fields_of(args: Arguments, environ: Mapping[str, str], folder: str, name: st
 
 def _unread(given: Given) -> str:
     if given.option is None:
-        hint = suggestion(given) or ", may be a plugin's, and is taken as one without a value"
-        return f"{given.name} ({given.source}) is no option of sbatch{hint}"
+        hint = suggestion(given)
+        return f"{given.name} ({given.source}) is no option of sbatch{hint}; a plugin's is taken as one without a value"
     return f"--{given.name} ({given.source})"
 
 

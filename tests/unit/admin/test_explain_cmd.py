@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,7 +86,8 @@ def test_the_json_of_an_allowed_job(place: Path, capsys: pytest.CaptureFixture[s
     code, told = ask_json(place, capsys, "--group", "CN=phi-eu, ou=Groups,dc=example,dc=org", *ALLOWED)
     assert code == 0
     assert set(told) == {
-        "allowed", "rule", "message", "advice", "user", "policy", "request", "steps", "set", "nearest", "notes",
+        "explanation", "allowed", "rule", "message", "advice", "user", "command", "policy", "tag", "steps", "set",
+        "nearest", "notes",
     }  # fmt: skip
     assert told["allowed"] is True
     assert told["rule"] == "allow.tagged"
@@ -97,7 +99,9 @@ def test_the_json_of_an_allowed_job(place: Path, capsys: pytest.CaptureFixture[s
         "requeue": "1",
     }
     steps = {step["step"]: step for step in told["steps"]}
-    assert set(steps["role"]) == {"step", "part", "verdict", "rule", "message", "advice", "policy", "set"}
+    assert set(steps["role"]) == {
+        "step", "part", "verdict", "rule", "message", "advice", "policy", "set", "shadowed",
+    }  # fmt: skip
     assert steps["force_constraint"]["policy"] == [{"section": "jurisdictions.eu.feature", "line": 3}]
     assert steps["partition"]["policy"] == [{"section": "partitions.phi.jurisdiction", "line": 19}]
 
@@ -107,8 +111,11 @@ def test_the_json_of_a_refused_job(place: Path, capsys: pytest.CaptureFixture[st
     assert code == 1
     assert (told["allowed"], told["rule"], told["set"]) == (False, "residency.required", {})
     assert told["steps"][-1]["verdict"] == "refuse"
-    assert told["nearest"]["changes"] == ["add --secure-residency=eu", "leave --constraint out"]
-    assert told["nearest"]["options"] == {"--secure-class": "phi", "--secure-residency": "eu", "--partition": "phi"}
+    assert told["nearest"]["changes"] == [
+        {"option": "--secure-residency", "value": "eu"},
+        {"option": "--constraint", "value": None},
+    ]
+    assert told["nearest"]["command"] == "secure-sbatch --secure-class=phi --secure-residency=eu --partition=phi"
 
 
 def test_no_similar_request(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,3 +224,79 @@ def test_hostile_values_are_refused_and_shown_escaped(
     assert f"REFUSED ({rule})" in shown
     assert shown.replace("\n", "").isprintable()
     assert ask_json(place, capsys, *words)[1]["rule"] == rule
+
+
+def test_a_whole_command_line_with_the_scripts_words(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = place / "job.sh"
+    job.write_text("#!/bin/sh\n#SBATCH -p us -t 5\n#SECURE --class=phi --residency=eu\n#SBATCH --bbf=/x\ntrue\n")
+    words = [f"--group={GROUP}", "--", "secure-sbatch", "-HN2", "--begin=now", "--site-tool=x", str(job), "-p", "y"]
+    code, told = ask_json(place, capsys, *words)
+    assert (code, told["rule"]) == (1, "route.burst-buffer")
+    assert told["command"] == f"secure-sbatch -HN2 --begin=now --site-tool=x {job} -p y"
+    assert told["notes"] == [
+        "not judged here: --site-tool (the command line) is no option of sbatch (did you mean '--test-only'?); "
+        "a plugin's is taken as one without a value",
+        "not judged here: --bbf (line 4 of the script) names a file, which is not read",
+    ]
+    # with a plugin's option nobody can say where the options end
+    assert "command" not in told["nearest"]
+    words.remove("--site-tool=x")
+    told = ask_json(place, capsys, *words)[1]
+    assert told["nearest"]["changes"] == [
+        {"option": "--bb", "value": None},
+        {"option": "--partition", "value": "phi"},
+    ]
+    assert told["nearest"]["command"] == f"secure-sbatch --partition=phi -HN2 --begin=now {job} -p y"
+    assert told["nearest"]["notes"] == ["and remove --bbf from line 4 of the script"]
+
+
+def test_the_nearest_command_line_is_accepted_when_it_is_asked_about(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--secure-class=ph", "--secure-scratch", "2T", "-p", "us", "-Cus", "--mail-type=END", "--wrap=x y"]
+    code, told = ask_json(place, capsys, f"--group={GROUP}", "--", *words)
+    assert code == 1
+    better = shlex.split(told["nearest"]["command"])
+    assert better[-2:] == ["--partition=phi", "--wrap=x y"]
+    assert ask(place, f"--group={GROUP}", "--", *better) == 0
+
+
+def test_a_plain_sbatch_is_judged_as_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = ask_json(place, capsys, f"--group={GROUP}", "--", "sbatch", "-p", "phi", "--wrap=true")
+    assert (code, told["rule"]) == (1, "tag.missing")
+    assert told["command"] == "sbatch -p phi --wrap=true"
+    assert any("without a tag" in note for note in told["notes"])
+    assert ask(place, f"--group={GROUP}", "--", "-p", "open", "--wrap=true") == 0
+
+
+def test_the_environment_counts_for_who_calls_and_for_nobody_else(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SBATCH_PARTITION", "phi")
+    monkeypatch.setenv("SECURE_CLASS", "phi")
+    members = f"--members={place / 'members.json'}"
+    monkeypatch.setattr(explain_cmd, "_person", lambda *_: explain_cmd.Person("alice", 1001))
+    words = ["--", "--secure-residency=eu", "--wrap=true"]
+    assert ask_json(place, capsys, members, *words)[1]["rule"] == "allow.tagged"
+    assert ask(place, members, "--user=alice", *words) == 2
+    code, told = ask_json(place, capsys, members, "--user=alice", "--", "--secure-class=phi", *words[1:])
+    assert (code, told["rule"]) == (1, "role.partition")
+    assert any("no partition is named" in note for note in told["notes"])
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--", "-t", "x", "--wrap=x"], "no value for sbatch's --time"),
+        (["--", "-Z"], "no option '-Z'"),
+        (["--", "--secure-class=phi", "-N2", ":", "-N3", "x"], "heterogeneous"),
+        (["--", "--secure-class=phi", "--extra=x", "--wrap=x"], "--extra"),
+        (["--", "/no/such/script"], "cannot read the script"),
+        (["--", "--secure-clas=phi"], "unknown option"),
+    ],
+)
+def test_command_lines_that_sbatch_would_refuse(
+    place: Path, words: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(place, f"--group={GROUP}", *words) == 2
+    assert why in capsys.readouterr().err
