@@ -27,6 +27,7 @@ EXIT_INTERRUPTED = 130
 # name -> module with add_parser(subparsers), which sets args.run; and the line in the list of commands
 COMMANDS = {
     "audit": ("admin.audit_cmd", "verify the audit trail, or show what happened to a job"),
+    "break-glass": ("admin.break_glass_cmd", "ask for an exception from the policy, or approve one"),
     "conf": ("admin.conf_cmd", "check, show and render the configuration"),
     "explain": ("admin.explain_cmd", "say what the policy would make of a job, step by step, and what it would accept"),
     "node": ("admin.node_cmd", "show what there is of encrypted scratch on this node, or take it down"),
