@@ -15,7 +15,7 @@ import pytest
 
 from admin import imds_cmd
 
-SPACE, INNER = "imds-test", "imds-inner"
+SPACE, FAR, INNER = "imds-node", "imds-far", "imds-container"
 ADDRESSES = ["169.254.169.254", "fd00:ec2::254"]
 ROOT = Path(__file__).parents[3]
 # a service on both addresses that answers whoever comes, as EC2's does
@@ -55,21 +55,28 @@ def inside(argv: list[str], *, space: str = SPACE, check: bool = True) -> subpro
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[None]:
-    """A node's network with the service in it, and a container's behind that."""
+    """A node's network, a container's behind it, and the service beyond, as the hypervisor has it."""
     missing = [name for name in ("nft", "ip", "setpriv") if not shutil.which(name)]
     if missing or os.geteuid() != 0:
         message = f"needs root and {missing}: run it in the test root (make test-services)"
         pytest.fail(message) if os.environ.get("SECURE_SLURM_REQUIRE_SERVICES") else pytest.skip(message)
     Path("/run/netns").mkdir(exist_ok=True)
-    for space in (SPACE, INNER):
-        subprocess.run(["ip", "netns", "add", space], check=True, timeout=60)
     server = None
     try:
-        inside(["ip", "link", "set", "lo", "up"])
+        for space in (SPACE, FAR, INNER):
+            subprocess.run(["ip", "netns", "add", space], check=True, timeout=60)
+            inside(["ip", "link", "set", "lo", "up"], space=space)
+        cable((SPACE, "2"), (FAR, "1"), "66")
+        cable((SPACE, "1"), (INNER, "2"), "77")
         for address in ADDRESSES:
-            inside(["ip", "addr", "add", address, "dev", "lo", *(["nodad"] if ":" in address else [])])
+            inside(["ip", "addr", "add", address, "dev", "lo", *(["nodad"] if ":" in address else [])], space=FAR)
+        inside(["ip", "route", "add", ADDRESSES[0], "via", "10.66.0.1"])
+        inside(["ip", "route", "add", ADDRESSES[1], "via", "fd66::1"])
+        inside(["ip", "route", "add", "default", "via", "10.77.0.1"], space=INNER)
+        inside(["ip", "route", "add", "10.77.0.0/24", "via", "10.66.0.2"], space=FAR)
+        inside(["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"])
         server = subprocess.Popen(
-            ["ip", "netns", "exec", SPACE, sys.executable, "-c", SERVICE, *ADDRESSES], stdout=subprocess.PIPE
+            ["ip", "netns", "exec", FAR, sys.executable, "-c", SERVICE, *ADDRESSES], stdout=subprocess.PIPE
         )
         assert server.stdout
         assert server.stdout.readline() == b"ready\n"
@@ -78,8 +85,18 @@ def service() -> Iterator[None]:
         if server is not None:
             server.kill()
             server.wait(20)
-        for space in (INNER, SPACE):
+        for space in (INNER, FAR, SPACE):
             subprocess.run(["ip", "netns", "del", space], check=False, timeout=60)
+
+
+def cable(one: tuple[str, str], two: tuple[str, str], net: str) -> None:
+    """Join two networks; each end is a namespace and the last part of its addresses."""
+    name = f"net{net}"
+    inside(["ip", "link", "add", name, "type", "veth", "peer", "name", name, "netns", two[0]], space=one[0])
+    for space, host in (one, two):
+        inside(["ip", "addr", "add", f"10.{net}.0.{host}/24", "dev", name], space=space)
+        inside(["ip", "addr", "add", f"fd{net}::{host}/64", "dev", name, "nodad"], space=space)
+        inside(["ip", "link", "set", name, "up"], space=space)
 
 
 @pytest.fixture
@@ -89,11 +106,13 @@ def opened(service: None) -> Iterator[None]:
     inside(["nft", "flush", "ruleset"])
 
 
-def reach(user: str, address: str) -> bool:
-    """Whether that user gets an answer."""
+def reach(user: str, address: str, *, space: str = SPACE) -> bool:
+    """Whether that user gets an answer; else the connection must be refused, and not time out."""
     uid = str(pwd.getpwnam(user).pw_uid)
     who = [] if user == "root" else ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
-    return "secret credentials" in inside([*who, sys.executable, "-IS", "-c", GET, address], check=False).stdout
+    done = inside([*who, sys.executable, "-IS", "-c", GET, address], space=space, check=False)
+    assert "secret credentials" in done.stdout or "Connection refused" in done.stderr, done.stderr
+    return not done.returncode
 
 
 def close(*uids: str) -> None:
@@ -126,29 +145,9 @@ def test_closed_to_users_and_open_to_root_and_the_node_daemon(opened: None, addr
 
 def test_a_container_with_a_network_of_its_own(opened: None) -> None:
     """What it sends is forwarded and has no owner on the node: root in there is refused as well."""
-    inside(["ip", "link", "add", "outer0", "type", "veth", "peer", "name", "inner0", "netns", INNER])
-    inside(["ip", "addr", "add", "10.77.0.1/24", "dev", "outer0"])
-    inside(["ip", "link", "set", "outer0", "up"])
-    inside(["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"])
-    # a way out, so that what is forwarded would go somewhere
-    inside(["ip", "link", "add", "out0", "type", "veth", "peer", "name", "out1"])
-    inside(["ip", "link", "set", "out0", "up"])
-    inside(["ip", "link", "set", "out1", "up"])
-    inside(["ip", "addr", "del", f"{ADDRESSES[0]}/32", "dev", "lo"])
-    inside(["ip", "route", "add", f"{ADDRESSES[0]}/32", "dev", "out0"])
-    try:
-        inside(["ip", "addr", "add", "10.77.0.2/24", "dev", "inner0"], space=INNER)
-        inside(["ip", "link", "set", "inner0", "up"], space=INNER)
-        inside(["ip", "route", "add", "default", "via", "10.77.0.1"], space=INNER)
-        argv = [sys.executable, "-IS", "-c", GET, ADDRESSES[0]]
-        assert "Connection refused" not in inside(argv, space=INNER, check=False).stderr
-        close()
-        assert "Connection refused" in inside(argv, space=INNER, check=False).stderr
-    finally:
-        inside(["ip", "route", "del", f"{ADDRESSES[0]}/32", "dev", "out0"])
-        inside(["ip", "addr", "add", ADDRESSES[0], "dev", "lo"])
-        for name in ("outer0", "out0"):
-            inside(["ip", "link", "del", name])
+    assert reach("root", ADDRESSES[0], space=INNER)
+    close()
+    assert not reach("root", ADDRESSES[0], space=INNER)
 
 
 def test_again_changes_nothing_and_open_removes_it(opened: None) -> None:
@@ -167,3 +166,16 @@ def test_other_rules_stay(opened: None) -> None:
     close()
     assert "sites_own" in inside(["nft", "list", "ruleset"]).stdout
     assert imds_cmd.TABLE.split()[1] in inside(["nft", "list", "ruleset"]).stdout
+
+
+def test_by_the_command_before_anything_is_configured(opened: None) -> None:
+    """As the unit does it on a new node: the exit code says whether users reach the service."""
+    command = [sys.executable, "-m", "admin.main", "node", "imds"]
+    assert inside(command, check=False).returncode == 1
+    done = inside([*command, "--close"])
+    assert "closed to users" in done.stdout
+    assert "no rendered configuration" in done.stderr
+    assert reach("secure-node", ADDRESSES[0])
+    assert not reach("alice", ADDRESSES[0])
+    assert inside([*command, "--json"]).returncode == 0
+    assert "open to users" in inside([*command, "--open"]).stdout
