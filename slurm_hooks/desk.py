@@ -11,6 +11,7 @@ where each batch is confirmed by its running count, so that nobody waits for the
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -70,6 +71,12 @@ class Desk:
             return
         listening, self._listening = self._listening, None
         self._closing.set()
+        answering.unbind(self._path, self._inode)
+        # who has connected already may have told something
+        listening.setblocking(False)
+        with contextlib.suppress(OSError):
+            while True:
+                self._take_on(listening.accept()[0])
         _shut(listening, socket.SHUT_RDWR)
         listening.close()
         with self._lock:
@@ -80,7 +87,6 @@ class Desk:
         end = time.monotonic() + CLOSE_DEADLINE
         for thread in open_ones.values():
             thread.join(max(0.0, end - time.monotonic()))
-        answering.unbind(self._path, self._inode)
 
     def _accept(self, listening: socket.socket) -> None:
         while not self._closing.is_set():
@@ -90,13 +96,16 @@ class Desk:
                 if not self._closing.wait(0.1):
                     LOG.error("%s: no connection can be accepted: %s", self._path, error.strerror)
                 continue
-            with self._lock:
-                if len(self._open) >= MAX_CONNECTIONS:
-                    LOG.warning("%s: more than %d connections, one was closed unread", self._path, MAX_CONNECTIONS)
-                    connection.close()
-                    continue
-                thread = threading.Thread(target=self._talk, args=(connection,), daemon=True, name="connection")
-                self._open[connection] = thread
+            self._take_on(connection)
+
+    def _take_on(self, connection: socket.socket) -> None:
+        with self._lock:
+            if len(self._open) >= MAX_CONNECTIONS:
+                LOG.warning("%s: more than %d connections, one was closed unread", self._path, MAX_CONNECTIONS)
+                connection.close()
+                return
+            thread = threading.Thread(target=self._talk, args=(connection,), daemon=True, name="connection")
+            self._open[connection] = thread
             thread.start()
 
     def _talk(self, connection: socket.socket) -> None:
@@ -132,16 +141,16 @@ class Desk:
             if keep and answering.verb_of(fields) in self._notes:
                 return self._noted(connection, inbox, peer, fields, answer)
         except TimeoutError:
-            answer = refusal("wire.timeout", "the request did not arrive in time")
+            answer, keep = refusal("wire.timeout", "the request did not arrive in time"), False
         except wire.WireError as error:
-            answer = refusal("wire.malformed", str(error))
+            answer, keep = refusal("wire.malformed", str(error)), False
         _send(connection, answering.encoded(answer, nonce))
         return keep
 
     def _noted(self, connection: socket.socket, inbox: _Inbox, peer: Peer, first: Fields, answer: Answer) -> bool:
         """Take notes until the peer closes. Each confirmation says how many of this connection's were taken."""
-        verb, nonce, count, keep = answering.verb_of(first), wire.valid_nonce(first.get("nonce")), 1, True
-        while keep:
+        verb, nonce, count = answering.verb_of(first), wire.valid_nonce(first.get("nonce")), 1
+        while answer["verdict"] in ("allow", b"allow"):
             if inbox.is_empty():
                 _send(connection, answering.encoded({**answer, "count": str(count)}, nonce))
                 self._closing.wait(NOTES_PAUSE)
@@ -150,8 +159,9 @@ class Desk:
                 return False
             if answering.verb_of(fields) != verb:
                 raise wire.WireError("a request came among notes")
-            answer, keep = self._dispatch(fields, peer)
+            answer, _ = self._dispatch(fields, peer)
             count += 1
+        # one that could not be taken is not counted, nor are those behind it: they will be told again
         _send(connection, answering.encoded(answer, nonce))
         return False
 
