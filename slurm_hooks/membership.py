@@ -156,7 +156,7 @@ def read_members(
             if done[key].missing:
                 notes.add(f"{short(written)}: the directory has no such group; nobody is in it")
         found[written] = done[key]
-    return Members(found, notes.all())
+    return Members(found, (*notes.all(), *reading.about_people.all()))
 
 
 class _OpenLdap:
@@ -168,8 +168,10 @@ class _OpenLdap:
 
     def __init__(self, source: Source, base: str, attribute: str, now: float, notes: Notes) -> None:
         self.source, self.notes = source, notes
+        # Apart, for there may be many: what is said of a group must not be lost among them.
+        self.about_people = Notes()
         people = source.search(base, self.people(attribute), (attribute, *self.state))
-        self.users = Users.collect(people, attribute, self.flavour, now, notes)
+        self.users = Users.collect(people, attribute, self.flavour, now, self.about_people)
         # Only names here: a member that is neither a user nor in this table needs no question to the directory.
         self.inner: dict[str, str] = {}
         for entry in source.search(base, self.groups(), ("1.1",)):
@@ -224,7 +226,7 @@ class _ActiveDirectory(_OpenLdap):
     by_name = False
 
     def people(self, attribute: str) -> str:
-        return _AD_PERSON
+        return f"(&{_AD_PERSON}({attribute}=*))"
 
     def groups(self) -> str:
         return "(objectClass=group)"

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from conf.errors import BackendUnavailable, ConfigError
 from slurm_hooks import membership
-from slurm_hooks.accounts import ACTIVE_DIRECTORY, OPENLDAP, Entry, Notes, Users, valid_user_name
+from slurm_hooks.accounts import ACTIVE_DIRECTORY, MAX_NOTES, OPENLDAP, Entry, Notes, Users, valid_user_name
 from slurm_hooks.dn import normalise
 from slurm_hooks.membership import RANGE, Group, Members, Source, read_members, walk
 
@@ -100,6 +100,13 @@ def test_nested_groups_and_cycles_are_walked_once() -> None:
     )
     assert members(source, "cn=phi,dc=test") == {"alice", "bob", "carol"}
     assert source.reads == ["cn=phi,dc=test", "cn=a,dc=test", "cn=b,dc=test"]
+
+
+def test_what_is_said_of_a_group_is_not_lost_among_remarks_about_people() -> None:
+    odd = [user(f"not a login name {number}", f"cn={number},dc=test") for number in range(2 * MAX_NOTES)]
+    notes = read(Fake(odd, []), "cn=phi,dc=test").notes
+    assert "no such group" in notes[0]
+    assert f"and {MAX_NOTES} more remarks" in notes
 
 
 def test_a_name_that_waits_for_somebody_is_told() -> None:
