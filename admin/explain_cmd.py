@@ -52,6 +52,7 @@ _SHORTHANDS = {
     "klass": f"{PREFIX}class",
     "residency": f"{PREFIX}residency",
     "scratch": f"{PREFIX}scratch",
+    "dataset": f"{PREFIX}dataset",
     "partition": "--partition",
     "constraint": "--constraint",
     "prefer": "--prefer",
@@ -80,8 +81,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "explain",
         help="say what the policy would make of a job",
-        usage="%(prog)s [--user USER | --group DN ...] [--members FILE] [--policy FILE] [--json] -- "
-        "[--secure-class=NAME ...] [any option of sbatch ...] [script [argument ...]]",
+        usage="%(prog)s [--user USER | --group DN ...] [--members FILE] [--policy FILE] [--json] --\n"
+        "                    [--secure-class=NAME ...] [any option of sbatch ...] [script [argument ...]]",
         description="Say what the policy would make of a batch job, step by step, and the nearest command line that it "
         "would accept. Nothing is submitted. Exit 0: allowed; 1: refused.",
         allow_abbrev=False,

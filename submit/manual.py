@@ -36,6 +36,7 @@ OPTIONS
                                be a list with commas
     --secure-dry-run           print the tag and the command, and submit nothing
     --secure-explain           {explain}
+    --secure-json              print the explanation as JSON
     --secure-help              this page
     --secure-version           the version
 
@@ -74,12 +75,13 @@ THE SCRIPT
     A script with such a line must be submitted with secure-sbatch: plain sbatch is refused.
 """
 
-_TESTS = "ask the cluster whether it would take the job, and submit nothing"
+_TESTS = "ask the cluster whether and why it would take the job, and submit nothing"
 _EXPLAIN = {"sbatch": _TESTS, "srun": _TESTS, "salloc": "refused: salloc cannot only ask; use secure-sbatch for it"}
 
 _EXIT = """
-    With --secure-explain: 0 the cluster takes the job, 1 it does not. Slurm itself may say no where the policy does
-    not, for a reason of its own such as nodes that it does not have: a policy's refusal names a rule.
+    With --secure-explain: 0 the cluster takes the job, 1 it does not, 4 nobody could answer. What the policy says is
+    told step by step, with the line of the policy and the nearest command that would be accepted. Slurm itself may
+    say no where the policy does not, for a reason of its own such as nodes that it does not have.
 """
 
 _EXAMPLES = {
