@@ -54,7 +54,9 @@ PidFile=/run/slurm/slurmdbd.pid
 _SLURM = """\
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=head
+AccountingStorageTRES=gres/gpu
 JobAcctGatherType=jobacct_gather/none
+GresTypes=gpu
 """
 
 
@@ -147,12 +149,16 @@ class Accounting(Cluster):
     def _write_files(self) -> None:
         super()._write_files()
         lines = [
-            line
+            line.replace(" Feature=", " Gres=gpu:a100:4 Feature=")
             for line in self._filled(settings.SLURM).splitlines()
             if not line.startswith(("Prolog", "Epilog", "TaskProlog"))
         ]
         slurm = Path("/etc/slurm")
         self.write(slurm / "slurm.conf", "\n".join(lines) + "\n" + _SLURM)
+        # slurmd wants a file for each GPU, and looks at none of them
+        for number in range(4):
+            self.write(Path(f"/var/lib/slurm/gpu{number}"), "")
+        self.write(slurm / "gres.conf", "Name=gpu Type=a100 File=/var/lib/slurm/gpu[0-3]\n")
         self.write(slurm / "cgroup.conf", "CgroupPlugin=disabled\n")
 
     def _stop_dbd(self) -> None:

@@ -41,6 +41,7 @@ def submit(accounting: Accounting) -> dict[str, list[str]]:
 
     phi = sbatch("alice", PHI_EU, "--partition=phi", "--time=10", *QUICK)
     internal = sbatch("alice", f"{INTERNAL};residency=eu", "--partition=main", "--time=2", *QUICK)
+    gpus = sbatch("alice", PHI_EU, "--partition=phi", "--gpus=2", "--time=2", *QUICK)
     plain = sbatch("bob", "--time=2", *QUICK)
     # the bytes of a name are the user's: an escape sequence, and what is no UTF-8
     hostile = sbatch("bob", "--time=2", b"--job-name=x\x1b[31m\xff".decode("utf-8", "surrogateescape"), *QUICK)
@@ -53,10 +54,11 @@ def submit(accounting: Accounting) -> dict[str, list[str]]:
     refused = accounting.as_user("bob", ["sbatch", "--partition=phi", *QUICK])
     assert "tag.missing" in refused.stderr
     accounting.command(["userdel", "dora"])
-    accounting.wait_accounted(COMPLETED=9, PENDING=1)
+    accounting.wait_accounted(COMPLETED=10, PENDING=1)
     return {
         "phi": [phi],
         "internal": [internal],
+        "gpus": [gpus],
         "plain": [plain],
         "hostile": [hostile],
         "array": [f"{array}_1", f"{array}_2"],

@@ -44,7 +44,7 @@ def jobs(world: World, **kinds: tuple[str, str]) -> dict[str, tuple[str, str]]:
 
 STRICTER = (
     ("partitions:\n", "partitions:\n  main: {demand_tag: true, least_class: internal}\n"),
-    ("scratch: required, ", "scratch: required, max_time: 5m, "),
+    ("scratch: required, ", "scratch: required, max_time: 5m, max_gpus: 1, "),
     ("jurisdictions: [us]\npartitions", "jurisdictions: [eu]\npartitions"),
 )
 
@@ -58,6 +58,7 @@ def stricter(tmp_path: Path) -> str:
 def expected(world: World) -> dict[str, tuple[str, str]]:
     missing, late = ("newly refused", "tag.missing"), ("newly refused", "limit.time")
     found = jobs(world, plain=missing, hostile=missing, phi=late, waiting=late, array=("newly refused", "rbac.role"))
+    found |= jobs(world, gpus=("newly refused", "limit.gpus"))
     # the other component is in a partition that demands nothing
     return {**found, world.jobs["het"][0]: missing}
 
@@ -72,7 +73,7 @@ def test_the_policy_in_use_decides_as_it_did(world: World) -> None:
 def test_under_which_policy_they_were_accepted(world: World) -> None:
     found = replay(world, code=0)
     under = {each["policy"]: each["jobs"] for each in found["accepted_under"]}
-    tagged = ("phi", "internal", "array", "deleted")
+    tagged = ("phi", "internal", "gpus", "array", "deleted")
     # bob's have no tag, and a waiting one has no record yet
     assert under == {found["policy"]["hash"][:16]: sum(len(world.jobs[each]) for each in tagged), "": 5}
 
@@ -85,6 +86,7 @@ def test_a_stricter_policy_refuses_exactly_these(world: World, stricter: str, ex
     assert users == {
         ("tag.missing", "bob"): 3,
         ("limit.time", "alice"): 2,
+        ("limit.gpus", "alice"): 1,
         ("rbac.role", "carol"): 2,
     }
 

@@ -1,9 +1,12 @@
-"""Reading the accounting: a stream in any pieces, hostile files, and sacct asked day by day."""
+"""Reading the accounting: a stream in any pieces, hostile files, and sacct asked part by part."""
 
 from __future__ import annotations
 
+import calendar
+import itertools
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +145,22 @@ class TestDatabase:
         path.write_text(f'#!/bin/sh\necho "$TZ $*" >> {slurm_bin}/calls\n{body}\n')
         path.chmod(0o755)
 
-    def days(self, slurm_bin: Path, *answers: list[dict[str, Any]]) -> None:
-        """One answer for each call, in turn."""
+    def answers(self, slurm_bin: Path, *answers: list[Any]) -> None:
+        """One answer for each call, in turn; then no jobs."""
         for number, jobs in enumerate(answers, 1):
             (slurm_bin / f"{number}.json").write_bytes(document(list(jobs)))
-        self.program(slurm_bin, f"cat {slurm_bin}/$(wc -l < {slurm_bin}/calls).json")
+        (slurm_bin / "none.json").write_bytes(document([]))
+        (slurm_bin / "calls").write_text("")
+        self.program(slurm_bin, f"cd {slurm_bin}; n=$(wc -l < calls); [ -e $n.json ] || n=none; exec cat $n.json")
+
+    def parts(self, slurm_bin: Path) -> list[int]:
+        """The seconds that each call was about, which together are the whole time without a gap."""
+        times = [re.findall(r"time=(\S+)", line) for line in (slurm_bin / "calls").read_text().splitlines()]
+        for before, after in itertools.pairwise(times):
+            assert before[1] == after[0]
+        assert len(times[-1]) == 1, "the last one goes on until now"
+        starts = [calendar.timegm(time.strptime(each[0], "%Y-%m-%dT%H:%M:%S")) for each in times]
+        return [after - before for before, after in itertools.pairwise([*starts, int(NOW)])]
 
     def asked(self, slurm_bin: Path, days: int) -> list[Any]:
         found: list[Any] = []
@@ -183,35 +197,62 @@ class TestDatabase:
         with pytest.raises(BackendUnavailable, match="did not end"):
             self.asked(slurm_bin, 1)
 
-    def test_it_is_asked_day_by_day_in_utc(self, slurm_bin: Path) -> None:
-        self.days(slurm_bin, [], [])
+    def test_it_is_asked_in_utc(self, slurm_bin: Path) -> None:
+        self.answers(slurm_bin)
         self.asked(slurm_bin, 2)
-        first, second = (slurm_bin / "calls").read_text().splitlines()
+        first, *_, last = (slurm_bin / "calls").read_text().splitlines()
         options = "UTC --json=v0.0.42 --allusers --allocations "
-        assert first == options + "--starttime=2026-11-19T22:26:40 --endtime=2026-11-20T22:26:40"
-        assert second == options + "--starttime=2026-11-20T22:26:40"
+        assert first == options + "--starttime=2026-11-19T22:26:40 --endtime=2026-11-19T23:26:40"
+        assert last.startswith(options)
+        assert "--endtime" not in last
 
-    def test_a_job_of_two_days_is_told_once(self, slurm_bin: Path) -> None:
-        middle = NOW - sacct.DAY
-        short = {"job_id": 1, "cluster": "c", "time": {"end": int(middle) - 5}}
-        long = {"job_id": 2, "cluster": "c", "time": {"end": int(middle) + 5}}
+    def test_few_jobs_are_asked_for_by_the_day(self, slurm_bin: Path) -> None:
+        self.answers(slurm_bin)
+        self.asked(slurm_bin, 30)
+        parts = self.parts(slurm_bin)
+        assert sum(parts) == 30 * sacct.DAY
+        assert max(parts) == sacct.DAY
+        assert len(parts) < 40
+
+    def test_many_jobs_are_asked_for_in_short_parts(self, slurm_bin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sacct, "MANY", 10)
+        jobs = [{"job_id": number, "time": {"end": 1}} for number in range(11)]
+        self.answers(slurm_bin, *[jobs] * 8)
+        assert len(self.asked(slurm_bin, 1)) == 88
+        assert self.parts(slurm_bin)[:8] == [3600, 1800, 900, 450, 300, 300, 300, 300]
+
+    def test_jobs_that_are_told_again_are_no_reason_for_shorter_parts(
+        self, slurm_bin: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sacct, "MANY", 10)
+        running = [{"job_id": number, "time": {"end": 0}} for number in range(100)]
+        new = [{"job_id": number, "time": {"end": 1}} for number in range(1000, 1020)]
+        self.answers(slurm_bin, running, *[[*running, *new]] * 3)
+        assert len(self.asked(slurm_bin, 1)) == 160
+        assert self.parts(slurm_bin)[:4] == [3600, 1800, 1800, 1800]
+
+    def test_a_job_of_two_parts_is_told_once(self, slurm_bin: Path) -> None:
+        border = int(NOW) - sacct.DAY + sacct.FIRST
+        short = {"job_id": 1, "cluster": "c", "time": {"end": border - 1}}
+        exact = {"job_id": 4, "cluster": "c", "time": {"end": border}}
+        long = {"job_id": 2, "cluster": "c", "time": {"end": border + 5}}
         waits = {"job_id": 3, "cluster": "c", "time": {"end": 0}}
-        other = {"job_id": 2, "cluster": "d", "time": {"end": int(middle) + 5}}
-        self.days(slurm_bin, [short, long, waits], [long, waits, other])
-        assert self.asked(slurm_bin, 2) == [short, long, waits, other]
+        other = {"job_id": 2, "cluster": "d", "time": {"end": border + 5}}
+        self.answers(slurm_bin, [short, exact, long, waits], [exact, long, waits, other], [waits])
+        assert self.asked(slurm_bin, 1) == [short, exact, long, waits, other]
 
     @pytest.mark.parametrize("entry", [1, None, [], {"time": 5}, {"time": {"end": "x"}}, {"job_id": {"a": [1]}}])
     def test_no_entry_stops_it(self, slurm_bin: Path, entry: Any) -> None:
-        self.days(slurm_bin, [entry], [])
+        self.answers(slurm_bin, [entry])
         assert self.asked(slurm_bin, 2) == [entry]
 
     def test_a_large_answer_is_not_held(self, slurm_bin: Path) -> None:
         self.program(
             slurm_bin,
-            """printf '{"jobs": ['; i=0; while [ $i -lt 3000 ]; do printf '{"name": "%01000d"},' $i; i=$((i+1)); done
+            """printf '{"jobs": ['; i=0; while [ $i -lt 300 ]; do printf '{"name": "%01000d"},' $i; i=$((i+1)); done
             printf '{}]}'""",
         )
-        assert len(self.asked(slurm_bin, 1)) == 3001
+        assert len(self.asked(slurm_bin, 1)) % 301 == 0
 
 
 def test_the_form_is_named() -> None:
