@@ -120,14 +120,3 @@ def test_no_tag_at_all(clean: Cluster) -> None:
 def test_utf8_is_carried_where_it_harms_nobody(clean: Cluster) -> None:
     job = clean.submit("alice", *PHI, "--comment=für Zürich", "--wrap=true")
     clean.wait_end(job)
-
-
-@pytest.mark.parametrize("command", ["secure-sbatch", "secure-srun"])
-def test_explain_asks_the_real_engine_and_submits_nothing(clean: Cluster, command: str) -> None:
-    words = [WRAP] if command == "secure-sbatch" else ["true"]
-    done = clean.as_user("bob", [command, *PHI, "--secure-explain", *words])
-    assert done.returncode == 1
-    assert "rbac.role" in done.stderr
-    done = clean.as_user("alice", [command, *PHI, "--secure-explain", *words])
-    assert done.returncode == 0, done.stderr
-    assert not clean.command(["squeue", "-h"]).stdout
