@@ -97,7 +97,7 @@ def run_approve(args: argparse.Namespace) -> int:
     found = _paper(args, "request")
     asked = papers.parse_request(args.id, found.data)
     accounts = Accounts()
-    if os.geteuid() in {found.owner, accounts.uid_of(asked.user)}:
+    if _me() in {found.owner, accounts.uid_of(asked.user)}:
         raise Refused(
             "glass.same-person",
             "nobody approves what they ask for or get themselves",
@@ -115,10 +115,10 @@ def run_end(args: argparse.Namespace) -> int:
     """Write ``<id>.end``; where somebody has put one that is not theirs to write, take the own file away."""
     folder = _folder(args)
     found = {kind: paper for kind in papers.KINDS if (paper := _box(args).papers.get(args.id, {}).get(kind))}
-    mine = [kind for kind in ("request", "approval") if kind in found and found[kind].owner == os.geteuid()]
+    mine = [kind for kind in ("request", "approval") if kind in found and found[kind].owner == _me()]
     if "request" not in found:
         raise UsageError(f"there is no request {quote(args.id)}", advice="see 'secure-slurm break-glass list'")
-    if not mine and os.geteuid() != ROOT:
+    if not mine and _me() != ROOT:
         raise Refused(
             "glass.ended", "only its requester, its approver or root ends a grant", advice="ask one of them to end it"
         )
@@ -126,7 +126,7 @@ def run_end(args: argparse.Namespace) -> int:
     try:
         write(folder, f"{args.id}.end", data)
     except UsageError:
-        if not mine or found["end"].owner in {ROOT, os.geteuid()}:
+        if not mine or found["end"].owner in {ROOT, _me()}:
             raise
         os.unlink(f"{args.id}.{mine[0]}", dir_fd=folder)
     _done(args, {"id": args.id}, f"ended {args.id}; {_COUNTS}")
@@ -201,8 +201,13 @@ def _done(args: argparse.Namespace, told: dict[str, str], text: str) -> None:
         say("\n".join(printable(line) for line in text.split("\n")))
 
 
+def _me() -> int:
+    """Who the files will belong to."""
+    return os.geteuid()
+
+
 def _as_oneself() -> None:
-    if os.geteuid() == ROOT or os.geteuid() != os.getuid():
+    if _me() == ROOT:
         raise Refused(
             "glass.requester", "root is nobody: the file must be yours", advice="run it as yourself, without sudo"
         )
