@@ -87,7 +87,7 @@ def run_replay(args: argparse.Namespace) -> int:
             say(_line(change))
 
     replay = Replay(policy, against, members, now, each)
-    progress = _Progress(replay)
+    progress = _Progress(replay, shown=sys.stderr.isatty() and (args.json or not args.list))
     try:
         if args.jobs:
             sacct.read(args.jobs, progress.take)
@@ -121,9 +121,9 @@ def _members(path: str | None, site: Site | None, now: float, notes: list[str]) 
 class _Progress:
     """How far it is, on a terminal only, where nothing else is written."""
 
-    def __init__(self, replay: Replay) -> None:
+    def __init__(self, replay: Replay, *, shown: bool) -> None:
         self._replay = replay
-        self._shown = sys.stderr.isatty()
+        self._shown = shown
         self._next = time.monotonic() + PROGRESS_EVERY
         self._written = False
 
