@@ -182,7 +182,12 @@ class SambaAD:
         """Many entries straight into the database, in one go: over LDAPS each would be a transaction of its own."""
         argv = ["/usr/bin/python3", "-c", _LOAD, f"{self._data}/etc/smb.conf", f"{self._data}/private/sam.ldb"]
         done = subprocess.run(
-            argv, input=json.dumps(entries).encode(), capture_output=True, timeout=TOOL_DEADLINE, check=False, env={}
+            argv,
+            input=json.dumps(entries).encode(),
+            capture_output=True,
+            timeout=PROVISION_DEADLINE,
+            check=False,
+            env={},
         )
         if done.returncode:
             raise SambaError(f"loading entries: {done.stderr.decode(errors='replace')[-2000:]}")
