@@ -56,6 +56,11 @@ class Lifecycle:
         """Where EpilogSlurmctld leaves a note of every ended job."""
         return f"{self.state_dir}/ended"
 
+    @property
+    def running_dir(self) -> str:
+        """Where the lifecycle daemon says on which nodes tagged jobs run."""
+        return f"{self.state_dir}/running"
+
 
 @attrs.frozen(kw_only=True)
 class Ec2Proof:

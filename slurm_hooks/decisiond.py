@@ -35,12 +35,14 @@ from slurm_hooks.desk import Desk
 from slurm_hooks.engine import POLICY_DIGITS, Decision, Signer, decide_modify, decide_submit
 from slurm_hooks.explained import Explainer
 from slurm_hooks.live import LOOK_EVERY, Live, account
+from slurm_hooks.running import Running
 from slurm_hooks.snapshot import SnapshotCache
 
 LOG = logging.getLogger(__name__)
 
 WRITER = "decision"
 SNAPSHOT_USER = "secure-ldap"
+LIFECYCLE_USER = "secure-life"
 SOCKET_MODE = 0o660
 DEADLINE_SHARE = 0.75
 """Of the time that slurmctld waits: an answer that would come too late is better given up here."""
@@ -236,7 +238,8 @@ def build(config: str, policy: str, snapshot_user: str) -> tuple[Decider, Site, 
     directory = f"{site.audit.directory}/{WRITER}"
     trail = Trail(Chain(directory, GLASS_WRITER, host))
     glass = BreakGlass(site.controller.break_glass_dir, trail)
-    live = Live(policy, SnapshotCache(site.ldap.snapshot, reader, site.ldap.max_age), glass)
+    running = Running(site.lifecycle.running_dir, LIFECYCLE_USER)
+    live = Live(policy, SnapshotCache(site.ldap.snapshot, reader, site.ldap.max_age), glass, running)
     signer = Signer(
         cluster=site.cluster.name,
         key=record.load_key(site.controller.record_key),

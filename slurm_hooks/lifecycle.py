@@ -25,6 +25,7 @@ from typing import Protocol, TypeVar
 import attrs
 
 from conf.errors import Refused, SecureSlurmError
+from conf.tag import Tag
 from slurm_hooks.ended import EndedJob
 
 Result = TypeVar("Result")
@@ -54,6 +55,11 @@ class StartJob:
     datasets: tuple[str, ...] = ()
     shadowed: tuple[str, ...] = ()
     exemptions: tuple[str, ...] = ()
+
+    @property
+    def tag(self) -> Tag:
+        """The tag that it may start with."""
+        return Tag(self.klass, self.residency or None, self.scratch or None, self.datasets)
 
 
 @attrs.frozen

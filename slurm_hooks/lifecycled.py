@@ -25,7 +25,7 @@ from conf.site import DEFAULT_PATH as SITE_PATH
 from conf.site import Site, load_site
 from conf.slurmnames import is_node_name
 from keys.names import new_incarnation
-from slurm_hooks import ended, record, wire
+from slurm_hooks import ended, record, running, wire
 from slurm_hooks.breakglass_live import BreakGlass
 from slurm_hooks.lifecycle import Destroyed, Jobs
 from slurm_hooks.live import LOOK_EVERY, Live, account, every
@@ -113,11 +113,14 @@ class LifecycleDaemon:
                 policy=self._live.policy.hash,
                 nonce=job.nonce,
             )
+            running.write(self.site.lifecycle.running_dir, job.job, job.uid, job.tag, job.nodes)
             closed = await self._jobs.start(job, incarnation, since=request.since)
         except SecureSlurmError as error:
+            running.remove(self.site.lifecycle.running_dir, request.job)
             self._refused(request, _rule(error), str(error))
             raise
         except asyncio.CancelledError:
+            running.remove(self.site.lifecycle.running_dir, request.job)
             self._refused(request, "engine.timeout", "it took longer than lifecycle.start_deadline")
             raise
         self._done(job.job, closed)
@@ -132,6 +135,7 @@ class LifecycleDaemon:
     async def ended(self, fields: Fields, _peer: Peer) -> Answer:
         """EpilogSlurmctld's verb."""
         job, nodes = read_ended(fields)
+        running.remove(self.site.lifecycle.running_dir, job)
         self._say("revocation.pending", job=job, reason=f"the job ended on {','.join(nodes)}")
         try:
             destroyed = await self._jobs.ended(job, nodes)

@@ -17,6 +17,7 @@ from conf.errors import ConfigError, Refused, SecureSlurmError
 from conf.policy import Policy, load_policy
 from slurm_hooks.breakglass_live import BreakGlass
 from slurm_hooks.filters.verdict import Context
+from slurm_hooks.running import Running
 from slurm_hooks.snapshot import SnapshotCache
 
 LOG = logging.getLogger(__name__)
@@ -28,23 +29,32 @@ LOOK_EVERY = 1.0
 class Live:
     """What is in use now. Raises ConfigError at the start when there is no good policy: then nothing is decided."""
 
-    def __init__(self, policy_path: str, members: SnapshotCache, glass: BreakGlass | None = None) -> None:
+    def __init__(
+        self,
+        policy_path: str,
+        members: SnapshotCache,
+        glass: BreakGlass | None = None,
+        running: Running | None = None,
+    ) -> None:
         self.path = policy_path
         self._members = members
         self._glass = glass
+        self._running = running
         self._seen: tuple[int, int, int] | None = None
         self.policy: Policy = self._load()
         self._members.poll(time.time())
         self._look_at_grants()
+        self._look_at_jobs()
 
     def context(self) -> Context:
         """Policy and members for one request, taken together. Memory only."""
         now = time.time()
         exemptions = () if self._glass is None else self._glass.exemptions
         try:
-            return Context(self.policy, self._members.current(now), now=now, exemptions=exemptions)
+            known = Context(self.policy, self._members.current(now), now=now, exemptions=exemptions)
         except Refused as error:
-            return Context(self.policy, None, str(error), error.advice, now)
+            known = Context(self.policy, None, str(error), error.advice, now)
+        return known if self._running is None else known._replace(running=self._running.places)
 
     def members_age(self) -> str:
         """In words, for an admin."""
@@ -64,6 +74,15 @@ class Live:
         except SecureSlurmError as error:
             LOG.error("the policy in use stays %s: %s", self.policy.hash, error)
         self._look_at_grants()
+        self._look_at_jobs()
+
+    def _look_at_jobs(self) -> None:
+        if self._running is None:
+            return
+        try:
+            self._running.look()
+        except SecureSlurmError as error:
+            LOG.error("where tagged jobs run stays as it was read last: %s", error)
 
     def _look_at_grants(self) -> None:
         if self._glass is None:

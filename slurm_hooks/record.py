@@ -1,10 +1,10 @@
 """The decision record: what was decided about a job at submission, in Slurm's ``admin_comment``, under a MAC.
 
 Text: ``secure-slurm/1 cluster=.. uid=.. user=.. class=.. residency=.. scratch=.. datasets=.. policy=.. nonce=.. time=..
-mac=..``, one order, single spaces, ``residency``, ``scratch`` (bytes) and ``datasets`` absent when the tag has none; the MAC is HMAC-SHA256
-over the text before `` mac=``. An admin may add `` | free text`` behind it. Users cannot write admin_comment
-(slurmctld, job_mgr.c), every user may read it: it holds no secret. It says what a modify may not change; the job as
-it then is gets judged again at its start.
+mac=..``, one order, single spaces, ``residency``, ``scratch`` (bytes) and ``datasets`` absent when the tag has none;
+the MAC is HMAC-SHA256 over the text before `` mac=``. An admin may add `` | free text`` behind it. Users cannot write
+admin_comment (slurmctld, job_mgr.c), every user may read it: it holds no secret. It says what a modify may not change;
+the job as it then is gets judged again at its start.
 """
 
 from __future__ import annotations

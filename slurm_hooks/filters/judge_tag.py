@@ -71,8 +71,12 @@ def demanded_tag(job: SubmitJob, context: Context) -> Verdict:
 def inherited_tag(job: SubmitJob, context: Context) -> Verdict:
     """``tag.inherit``: what is submitted from a node where protected data is mounted must be tagged, and stay there.
 
+    So must what is submitted from a node where a tagged job of the same user runs: it may come from inside that job.
     A host without a name may be any node. slurmctld names hosts by reverse DNS, and writes the address when that fails.
     """
+    around = _around(job, context)
+    if around is not ALLOW:
+        return around
     for partition, nodes in job.demand_nodes.items():
         nameless = _is_nameless(job.alloc_node)
         if not nameless and not _is_among(job.alloc_node or "", nodes):
@@ -80,6 +84,30 @@ def inherited_tag(job: SubmitJob, context: Context) -> Verdict:
         verdict = _inherits(job.tag, partition, context)
         if isinstance(verdict, Deny):
             return _without_a_name(verdict, job.alloc_node) if nameless else verdict
+    return ALLOW
+
+
+def _around(job: SubmitJob, context: Context) -> Verdict:
+    host = (job.alloc_node or "").lower()
+    for name in {host, host.partition(".")[0]} if context.running else ():
+        for inside in context.running.get(name, ()):
+            if inside.uid != job.user_id:
+                continue
+            source = f"job {inside.job}, which runs on {quote(name)}, where this one was submitted,"
+            if job.tag is None:
+                return Deny(
+                    "tag.inherit",
+                    f"{source} carries a tag, and this one might come from inside it",
+                    "submit it with secure-sbatch and the tag of that job, or from a login node",
+                )
+            tag = inside.tag
+            short = asked.Asked(source, tag.klass, tag.residency, None, tag.datasets).weaker(job.tag, context.policy)
+            if short is not None:
+                return Deny(
+                    "tag.inherit",
+                    f"{source} has {short}",
+                    "submit it with a tag at least as strong, or from a login node",
+                )
     return ALLOW
 
 

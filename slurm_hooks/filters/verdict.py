@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import MappingProxyType
 from typing import NamedTuple
 
 import attrs
 
 from conf.policy import Policy, ended
 from slurm_hooks.filters.job import SubmitJob
+from slurm_hooks.running import Places
 from slurm_hooks.snapshot import Snapshot
 
 
@@ -57,6 +59,7 @@ class Context(NamedTuple):
 
     ``members`` None: who is in which group is unknown (missing or too old), and ``members_problem`` says why. ``now``:
     Unix seconds. ``exemptions``: the break-glass grants; whether one has ended is asked here, not where it was read.
+    ``running``: the tagged jobs of each node.
     """
 
     policy: Policy
@@ -65,6 +68,7 @@ class Context(NamedTuple):
     members_advice: str = "try again later"
     now: float = 0.0
     exemptions: tuple[Exemption, ...] = ()
+    running: Places = MappingProxyType({})
 
     def shadows(self, rule: str) -> bool:
         """Whether the policy has put a rule in shadow, until a day that is not over."""

@@ -146,6 +146,7 @@ class Cluster(People):
         self.make(f"{settings.LOG}/lifecycle", "secure-life", 0o755)
         self.make("/var/lib/secure-slurm/lifecycle", "secure-life", 0o755)
         self.make("/var/lib/secure-slurm/lifecycle/ended", "secure-life", 0o770, group="slurm")
+        self.make("/var/lib/secure-slurm/lifecycle/running", "secure-life", 0o2750, group="secure-record")
         self.make("/var/lib/secure-slurm/scratch", "root", 0o700)
         self.make("/var/lib/secure-slurm/break-glass", "root", 0o3770, group="secure-break-glass")
         for person in settings.GLASS:

@@ -87,6 +87,8 @@ class World:
     def __init__(self, folder: Path, site: Site, head: Head) -> None:
         self.folder = folder
         self.notes = Path(site.lifecycle.ended_dir)
+        self.running = Path(site.lifecycle.running_dir)
+        self.running.mkdir(parents=True)
         self.notes.mkdir(parents=True)
         self.head = head
         live = Live(str(folder / "policy.yaml"), Members())  # type: ignore[arg-type]
@@ -143,11 +145,13 @@ def test_start_and_ended(world: World) -> None:
     assert {grant["incarnation"] for grant in world.head.grants.values()} == {answer["incarnation"]}
     assert len(world.head.keys) == len(world.head.grants) == 2
     made = set(world.head.keys)
+    assert [path.name for path in world.running.iterdir()] == ["17"]
 
     world.note(17, "n1", "n2")
     assert end(world) == {"verdict": "allow", "destroyed": "2"}
 
     assert (world.head.keys, world.head.grants, list(world.notes.iterdir())) == (set(), {}, [])
+    assert list(world.running.iterdir()) == []
     assert {line["key"] for line in world.trail("key.delete")} == made
     assert [line["count"] for line in world.trail("revocation.done")] == [2]
     judged, *rest = world.trail()
