@@ -30,7 +30,7 @@ _NO_SIGNER = Signer("explain", Secret(b"no key: what this signs is thrown away")
 class Step(NamedTuple):
     """One step of the chain. ``sections``: where in the policy it looked; ``changes``: what it set on the job.
 
-    ``shadowed``: what rules in shadow would have refused.
+    ``shadowed``: what rules in shadow would have refused. ``exemptions``: the break-glass grants that it needed.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Step(NamedTuple):
     sections: tuple[Section, ...] = ()
     changes: Mapping[str, str] = {}
     shadowed: tuple[Deny, ...] = ()
+    exemptions: tuple[str, ...] = ()
 
 
 class Explanation(NamedTuple):
@@ -108,7 +109,7 @@ def _step(
     sections = () if end is ERROR else tuple(islice(_sections(name, after, context, end), MAX_SECTIONS))
     if isinstance(end, Deny):
         return Step(name, kind, "refuse", *end, sections, changes)
-    return Step(name, kind, "allow", sections=sections, changes=changes, shadowed=end.shadowed)
+    return Step(name, kind, "allow", "", "", "", sections, changes, end.shadowed, end.exemptions)
 
 
 # Where in the policy a step looks: the key of the job's class, of its jurisdiction, or of its partitions.

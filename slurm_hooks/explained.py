@@ -71,6 +71,7 @@ def _step(step: Step, document: Document | None) -> dict[str, object]:
         "policy": [{"section": dotted(section), "line": _line(section, document)} for section in step.sections],
         "set": dict(step.changes),
         "shadowed": [{"rule": each.rule, "message": each.message} for each in step.shadowed],
+        "exemptions": list(step.exemptions),
     }
 
 

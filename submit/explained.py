@@ -37,6 +37,8 @@ def _lines(told: Told) -> Iterator[str]:
     for step in steps:
         for each in step.get("shadowed") or []:
             yield f"In shadow, so not enforced ({each['rule']}): {each['message']}"
+        for each in step.get("exemptions") or []:
+            yield f"Allowed by break-glass alone, as long as that lasts: {each}"
     yield from _verdict(told)
     for note in told.get("notes") or []:
         yield f"Note: {note}"

@@ -100,7 +100,7 @@ def test_the_json_of_an_allowed_job(place: Path, capsys: pytest.CaptureFixture[s
     }
     steps = {step["step"]: step for step in told["steps"]}
     assert set(steps["role"]) == {
-        "step", "part", "verdict", "rule", "message", "advice", "policy", "set", "shadowed",
+        "step", "part", "verdict", "rule", "message", "advice", "policy", "set", "shadowed", "exemptions",
     }  # fmt: skip
     assert steps["force_constraint"]["policy"] == [{"section": "jurisdictions.eu.feature", "line": 3}]
     assert steps["partition"]["policy"] == [{"section": "partitions.phi.jurisdiction", "line": 19}]

@@ -18,7 +18,7 @@ from slurm_hooks import engine
 from slurm_hooks.explain import KNOWN, MAX_SECTIONS, WITHOUT_POLICY, explain
 from slurm_hooks.filters import chain
 from slurm_hooks.filters.job import SubmitJob
-from slurm_hooks.filters.verdict import ALLOW, Context, Deny, Verdict
+from slurm_hooks.filters.verdict import ALLOW, Context, Deny, Exemption, Verdict
 
 from .conftest import make_policy, make_snapshot
 
@@ -182,6 +182,17 @@ def test_datasets_and_what_is_in_shadow_are_told(fields: Fields, context: Contex
     refused = explain({**asked, "extra": b"secure-slurm:datasets=other,ukb"}, shadowing)
     assert refused.rule == "dataset.role"
     assert refused.steps[-1].sections == (("datasets", "other"), ("datasets", "ukb"))
+
+
+def test_a_break_glass_grant_is_told_where_it_was_needed(fields: Fields, context: Context) -> None:
+    grant = Exemption(id="glass-7", user="bob", until=context.now + 1, role="phi-eu")
+    asked = {**fields, "user_name": b"bob"}
+    assert not explain(asked, context).allowed
+    exempt = context._replace(exemptions=(grant,))
+    same(asked, exempt)
+    told = {step.name: step for step in explain(asked, exempt).steps}
+    assert told["role"].exemptions == ("glass-7",)
+    assert told["role"].sections == (("roles", "phi-eu"),)
 
 
 def test_one_step_names_a_few_places_of_many(fields: Fields, context: Context) -> None:
