@@ -204,6 +204,38 @@ def test_every_rule_with_a_remedy_is_one_that_there_is() -> None:
     assert [rule for rule in BY_RULE if f'"{rule}"' not in source] == []
 
 
+ANYTHING = st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys(["min_nodes", "max_nodes", "time_limit", "mail_type"], st.sampled_from([0, 1, 5, 2**32 - 1])),
+        **dict.fromkeys(["std_out", "std_in", "work_dir"], st.sampled_from(["/data/phi/x", "/data/phi/../x", "x", ""])),
+        **dict.fromkeys(["account", "qos", "reservation", "licenses"], st.sampled_from(["ukb", "normal", "r1", "x"])),
+        **dict.fromkeys(["tres_per_job", "tres_per_node", "tres_per_task"], st.sampled_from(["gres/gpu:2", "gres/x"])),
+        "array_inx": st.sampled_from(["1-9", "1-99%2", "x"]),
+        "container": st.just("/c"),
+        "burst_buffer": st.just("x"),
+        "session": st.just(1),
+        "extra": st.sampled_from([TAG, TAG + ";datasets=ukb-2024", "secure-slurm:datasets=ukb-2024", "x"]),
+        "partition": st.sampled_from(["phi", "us", "phi,open"]),
+    },
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(ANYTHING, st.sampled_from(["alice", "bob"]))
+def test_the_explanation_is_the_engines_decision(more: dict[str, str | int | None], user: str) -> None:
+    fields = asked(user, **more)
+    found = explain(fields, CONTEXT)
+    decided = engine.decide_submit(fields, CONTEXT, SIGNER)
+    assert (found.allowed, found.rule, found.message, found.advice) == (
+        decided.allowed,
+        decided.rule,
+        decided.message,
+        decided.advice,
+    )
+    assert dict(found.changes) == {name: text for name, text in decided.changes.items() if name != "admin_comment"}
+
+
 REQUESTS = st.fixed_dictionaries(
     {
         "class": st.sampled_from(["phi", "internal", "raw", "bare", "strict", "ph", "none"]),
