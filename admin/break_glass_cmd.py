@@ -44,19 +44,39 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         parser.add_argument("--policy", default=POLICY_PATH, metavar="FILE", help="the policy (%(default)s)")
         return parser
 
-    request = command("request", run_request, "ask", "Ask for a role for somebody, or to change the tag of one job.")
+    request = command(
+        "request",
+        run_request,
+        "ask for a role, or for the tag of a job",
+        "Ask for a role for somebody, or to change the tag of one job.",
+    )
     request.add_argument("--user", required=True, metavar="LOGIN", help="who shall get it")
     what = request.add_mutually_exclusive_group(required=True)
     what.add_argument("--role", help="the role of the policy that they shall hold")
     what.add_argument("--job", type=int, metavar="ID", help="the waiting job whose tag they may change")
     request.add_argument("--for", required=True, dest="length", metavar="TIME", help="for how long from now: 30m, 4h")
-    approve = command("approve", run_approve, "approve", "Approve what somebody else has asked for, as it is now.")
-    end = command("end", run_end, "end", "End a grant, or withdraw a request: its requester, its approver or root.")
+    approve = command(
+        "approve",
+        run_approve,
+        "approve what somebody else has asked for",
+        "Approve what somebody else has asked for, as it is now.",
+    )
+    end = command(
+        "end",
+        run_end,
+        "end a grant, or withdraw a request",
+        "End a grant, or withdraw a request: its requester, its approver or root.",
+    )
     for parser in (approve, end):
         parser.add_argument("id", metavar="ID", help="the grant's id, as 'request' has said it")
     for parser in (request, approve, end):
         parser.add_argument("--reason", required=True, metavar="TEXT", help=f"why, in {papers.MAX_REASON} characters")
-    command("list", run_list, "show all", "Show every request and what has become of it.")
+    command(
+        "list",
+        run_list,
+        "show all requests, and what has become of them",
+        "Show every request and what has become of it.",
+    )
 
 
 def run_request(args: argparse.Namespace) -> int:
@@ -120,7 +140,7 @@ def run_end(args: argparse.Namespace) -> int:
         raise UsageError(f"there is no request {quote(args.id)}", advice="see 'secure-slurm break-glass list'")
     if not mine and _me() != ROOT:
         raise Refused(
-            "glass.ended", "only its requester, its approver or root ends a grant", advice="ask one of them to end it"
+            "glass.end", "only its requester, its approver or root ends a grant", advice="ask one of them to end it"
         )
     data = papers.dump_note(papers.Note(args.id, "", _reason(args.reason)))
     try:

@@ -106,7 +106,7 @@ def judge(name: str, papers: Mapping[str, Paper], frame: Frame) -> Grant:
             grant = _refused(grant, error)
     end = papers.get("end")
     if end is not None and end.owner in {ROOT, grant.requester, grant.approver}:
-        return attrs.evolve(grant, state="ended", actor=end.owner, rule="glass.ended", reason=_why(name, end))
+        return attrs.evolve(grant, state="ended", actor=end.owner, rule="glass.end", reason=_why(name, end))
     if grant.state == "refused":
         return grant
     if frame.now >= request.until:

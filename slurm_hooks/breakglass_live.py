@@ -217,7 +217,7 @@ class BreakGlass:
     def _tell_odd(self, grants: list[Grant]) -> None:
         ends = ((grant.id, foreign_end(grant, self._box.papers[grant.id])) for grant in grants)
         found = [
-            (f"{name}.end", end.owner, "glass.ended", "is by nobody who has a part in it") for name, end in ends if end
+            (f"{name}.end", end.owner, "glass.end", "is by nobody who has a part in it") for name, end in ends if end
         ]
         found += [(each.name, each.owner, "glass.file", each.what) for each in self._box.odd]
         for name, owner, rule, what in found:

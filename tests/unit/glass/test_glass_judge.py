@@ -175,7 +175,7 @@ def test_the_end_of_its_time(frame: Frame, approved: Papers) -> None:
 def test_an_end(state: State, approved: Papers, owner: int) -> None:
     grant = state({**approved, "end": end_paper(owner)})
 
-    assert (grant.state, grant.rule, grant.actor, grant.reason) == ("ended", "glass.ended", owner, "no more needed")
+    assert (grant.state, grant.rule, grant.actor, grant.reason) == ("ended", "glass.end", owner, "no more needed")
     exemption = grant.exemption()
     assert exemption is not None
     assert not exemption.holds(NOW)

@@ -104,7 +104,7 @@ def test_a_whole_life(world: World) -> None:
     assert (asked["exemption"], asked["uid"], asked["submit_uid"], asked["role"]) == ("g1", 13, 11, "phi-eu")
     assert (asked["reason"], asked["until"]) == ("the ward waits", int(NOW) + HOUR)
     assert (approved["submit_uid"], approved["reason"]) == (12, "checked by telephone")
-    assert (end["submit_uid"], end["rule"], end["reason"]) == (12, "glass.ended", "no more needed")
+    assert (end["submit_uid"], end["rule"], end["reason"]) == (12, "glass.end", "no more needed")
     assert asked["digest"] == approved["digest"] == end["digest"]
     assert verify([world.audit]).whole
 
