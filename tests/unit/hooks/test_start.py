@@ -68,7 +68,15 @@ def test_a_job_as_it_was_decided_may_start(context: Context) -> None:
 
     assert attrs.asdict(job) == {
         **{"job": 17, "uid": 1001, "user": "alice", "cluster": "test", "nodes": ("n1", "n2"), "restarts": 2},
-        **{"klass": "phi", "residency": "eu", "scratch": 2**30, "nonce": "cd" * 16, "datasets": (), "shadowed": (), "exemptions": ()},
+        **{
+            "klass": "phi",
+            "residency": "eu",
+            "scratch": 2**30,
+            "nonce": "cd" * 16,
+            "datasets": (),
+            "shadowed": (),
+            "exemptions": (),
+        },
     }
 
 
