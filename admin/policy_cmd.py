@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
-from admin import policy_cases, policy_replay
+from admin import policy_cases, policy_nodes, policy_replay
+from admin.findings import Finding
 from admin.members import load_members
 from admin.output import printable, say, say_json
-from admin.policy_lint import Finding, lint
+from admin.policy_lint import lint
 from conf.errors import EXIT_OK, EXIT_REFUSED
 from conf.policy import DEFAULT_PATH, load_policy
 from conf.safefile import read_safely
+from conf.site import load_site
 from conf.yamlmarks import Document, Mark, parse
 
 
@@ -23,11 +26,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "check",
         help="what can never hold, or is never used",
         description="Look for what a policy without mistakes says and cannot mean. Exit 0: no error; 1: errors; "
-        "3: the policy cannot be used at all.",
+        "3: the policy cannot be used at all; 4: slurmctld does not answer.",
         allow_abbrev=False,
     )
     check.add_argument("policy", nargs="?", metavar="FILE", default=DEFAULT_PATH, help="the policy (%(default)s)")
     check.add_argument("--members", metavar="SNAPSHOT", help="the members file, to compare the groups with")
+    check.add_argument("--slurm", action="store_true", help="ask slurmctld, and compare partitions and nodes")
     check.add_argument("--strict", action="store_true", help="warnings are errors")
     check.set_defaults(run=run_check)
     test = commands.add_parser(
@@ -52,7 +56,11 @@ def run_check(args: argparse.Namespace) -> int:
     policy = load_policy(args.policy)
     document = parse(read_safely(args.policy))
     members = load_members(args.members) if args.members else None
-    findings = [each._replace(severity="error") if args.strict else each for each in lint(policy, members)]
+    findings = lint(policy, members, now=time.time())
+    if args.slurm:
+        findings += policy_nodes.compare(policy, policy_nodes.ask_slurm(load_site(args.config).cluster.slurm_bin))
+    if args.strict:
+        findings = [each._replace(severity="error") for each in findings]
     placed = sorted(((_mark(each, document), each) for each in findings), key=lambda pair: pair[0])
     errors = sum(each.severity == "error" for each in findings)
     warnings = len(findings) - errors

@@ -9,46 +9,32 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from itertools import product
-from typing import Literal, NamedTuple
 
+from admin.findings import Finding, Use
+from admin.policy_lint_data import lint_data
+from admin.policy_lint_groups import group_members, lint_groups
 from conf.policy import Policy, Role
 from conf.quote import nearest, quote
-from conf.yamlmarks import Where
-from slurm_hooks.dn import DnError, normalise
 from slurm_hooks.snapshot import Snapshot
 
-Severity = Literal["error", "warning"]
 
-
-class Finding(NamedTuple):
-    """One thing to look at. ``check`` is a stable word, ``where`` the path in the policy, ``advice`` what to do."""
-
-    severity: Severity
-    check: str
-    where: Where
-    message: str
-    advice: str
-
-
-class Use(NamedTuple):
-    """A job that a role lets in. ``residency`` None: its tag names none; ``partition`` None: one that is not named."""
-
-    klass: str
-    residency: str | None
-    partition: str | None
-
-
-def lint(policy: Policy, members: Snapshot | None = None) -> list[Finding]:
-    """Every finding. ``members``: the group members as last read, to compare the policy's groups with."""
-    found = [*_roles(policy), *_unused(policy), *_partitions(policy), *_covered(policy), *_spelling(policy)]
+def lint(policy: Policy, members: Snapshot | None = None, *, now: float = 0.0) -> list[Finding]:
+    """Every finding. ``members``: the group members as last read, to compare the policy's groups with; ``now``: Unix
+    seconds, by which dates have passed (0: none has).
+    """
+    kept = cache(lambda name: frozenset(uses(policy.roles[name], policy)))
+    found = [*_roles(policy), *_unused(policy), *_partitions(policy)]
+    found += [*lint_data(policy, kept, now), *lint_groups(policy, kept)]
     if members is not None:
-        found += _members(policy, members)
+        found += group_members(policy, members)
     return found
 
 
 def uses(role: Role, policy: Policy) -> Iterator[Use]:
     """Every combination of class, residency and partition in which this role alone lets a job in."""
-    named = role.partitions if role.partitions is not None else (*policy.partitions, None)
+    bound = {word for each in policy.classes if each.name in role.classes for word in each.partitions or ()}
+    known = dict.fromkeys((*policy.partitions, *sorted(bound), None))
+    named = role.partitions if role.partitions is not None else known
     for klass, residency, partition in product(role.classes, (*role.jurisdictions, None), named):
         use = Use(klass, residency, partition)
         if _fits_class(use, policy) and _fits_partition(use, policy) and _covers_place(use, role, policy):
@@ -63,6 +49,9 @@ def _fits_class(use: Use, policy: Policy) -> bool:
 
 
 def _fits_partition(use: Use, policy: Policy) -> bool:
+    data_class = policy.data_class(use.klass)
+    if data_class is not None and data_class.partitions is not None and use.partition not in data_class.partitions:
+        return False
     demands = policy.partition(use.partition or "")
     if demands.least_class is not None and not policy.at_least(use.klass, demands.least_class):
         return False
@@ -170,93 +159,3 @@ def _partitions(policy: Policy) -> Iterator[Finding]:
                     f"the partition {quote(word)} of the role {quote(name)} demands nothing: 'partitions' lacks it",
                     f"if {quote(near)} is meant, correct it; else add it to 'partitions'",
                 )
-
-
-def _covered(policy: Policy) -> Iterator[Finding]:
-    roles = list(policy.roles.items())
-    for index, (name, role) in enumerate(roles):
-        for other_index, (other_name, other) in enumerate(roles):
-            # of two that are the same, only the later one is too much
-            if index != other_index and _within(role, other) and (other_index < index or not _within(other, role)):
-                yield Finding(
-                    "warning",
-                    "role-covered",
-                    ("roles", name),
-                    f"the role {quote(name)} gives nothing that {quote(other_name)} does not give to the same groups",
-                    "remove it, or correct its groups",
-                )
-                break
-
-
-def _within(role: Role, other: Role) -> bool:
-    if other.partitions is not None and (role.partitions is None or not set(role.partitions) <= set(other.partitions)):
-        return False
-    return (
-        set(map(_key, role.groups)) <= set(map(_key, other.groups))
-        and set(role.classes) <= set(other.classes)
-        and set(role.jurisdictions) <= set(other.jurisdictions)
-    )
-
-
-@cache
-def _key(group: str) -> str:
-    try:
-        return normalise(group)
-    except DnError:
-        return group
-
-
-def _spelling(policy: Policy) -> Iterator[Finding]:
-    """Groups that the LDAP reader cannot read as names, and two spellings of one group."""
-    first: dict[str, str] = {}
-    for where, group in _groups(policy):
-        try:
-            spelt = first.setdefault(normalise(group), group)
-        except DnError as error:
-            advice = "write it as 'ldapsearch' shows it, with ',' in a value as '\\,'"
-            yield Finding("error", "group-unreadable", where, f"not a distinguished name: {error}", advice)
-            continue
-        if spelt != group:
-            yield Finding(
-                "warning",
-                "group-spelling",
-                where,
-                f"the group {quote(group)} is also written {quote(spelt)}",
-                "write it the same way everywhere",
-            )
-
-
-def _members(policy: Policy, members: Snapshot) -> Iterator[Finding]:
-    known = {_key(dn): group for dn, group in members.groups.items()}
-    for where, dn in _groups(policy):
-        group = known.get(_key(dn))
-        if group is None:
-            yield Finding(
-                "warning",
-                "group-unknown",
-                where,
-                f"the members file says nothing of the group {quote(dn)}: it was read for another policy",
-                "let secure-slurm-ldapd read the directory with this policy (--once), then check again",
-            )
-        elif group.missing:
-            yield Finding(
-                "error",
-                "group-missing",
-                where,
-                f"the directory has no group {quote(dn)}",
-                "correct the name, or create the group",
-            )
-        elif not group.members:
-            yield Finding(
-                "warning",
-                "group-empty",
-                where,
-                f"nobody is in the group {quote(dn)}",
-                "add members, or look whether their accounts are closed",
-            )
-
-
-def _groups(policy: Policy) -> Iterator[tuple[Where, str]]:
-    for name, role in policy.roles.items():
-        for index, group in enumerate(role.groups):
-            yield ("roles", name, "groups", index), group

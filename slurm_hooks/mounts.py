@@ -58,7 +58,8 @@ LOCAL = EMPTY | frozenset(
         *("vfat", "msdos", "exfat", "ntfs", "ntfs3", "hfs", "hfsplus", "iso9660", "udf", "squashfs", "erofs", "cramfs"),
         *("overlay", "ecryptfs"),
         # root's alone: see Mount.foreign
-        *("fuseblk", "fuse.lxcfs"),
+        "fuseblk",
+        *(f"fuse.{name}" for name in ("lxcfs",)),
         # itself empty; what it mounts has a line of its own
         "autofs",
     ]

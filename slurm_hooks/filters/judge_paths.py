@@ -7,6 +7,7 @@ they resolve, as the job's owner, just before the job starts (:mod:`slurm_hooks.
 from __future__ import annotations
 
 import posixpath
+import re
 
 from conf.quote import quote
 from slurm_hooks.filters.job import SubmitJob
@@ -14,6 +15,7 @@ from slurm_hooks.filters.judge_class import class_of
 from slurm_hooks.filters.verdict import ALLOW, Context, Deny, Verdict
 
 NOWHERE = frozenset({"/dev/null"})
+_NAME = re.compile("%[0-9]*x")
 _STREAMS = {"std_out": "--output", "std_err": "--error", "std_in": "--input"}
 
 
@@ -62,5 +64,9 @@ def lies_in(path: str, directories: tuple[str, ...]) -> bool:
 
 
 def _name_leads_away(path: str, job: SubmitJob) -> bool:
-    """``%x`` is the job's name, and a name may have slashes (sbatch(1), filename pattern)."""
-    return "%" in path and "/" in (job.string("name") or "")
+    """``%x`` is the job's name, which may have slashes or be dots; a backslash switches patterns off and is taken out,
+    so that ``.\\.`` is ``..`` (sbatch(1), filename pattern).
+    """
+    name = job.string("name") or ""
+    named = _NAME.sub(lambda _: name, path)
+    return "\\" in path or ("%" in path and ("/" in name or ".." in named.split("/")))

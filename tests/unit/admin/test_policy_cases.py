@@ -87,7 +87,8 @@ def test_an_example_of_the_documentation_holds(name: str, tmp_path: Path, capsys
     path = put(tmp_path, "policy.yaml", EXAMPLES[f"{name}/policy.yaml"])
     put(tmp_path, "policy-tests.yaml", EXAMPLES[f"{name}/policy-tests.yaml"])
     assert main(["policy", "test", str(path)]) == 0, capsys.readouterr().out
-    assert lint(load_policy(str(path))) == []
+    # a rule in shadow is told of for as long as it is
+    assert [each for each in lint(load_policy(str(path))) if each.check != "rule-in-shadow"] == []
 
 
 def test_the_documentation_names_every_key() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import time
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from admin.main import main
 from admin.policy_lint import lint, uses
-from conf.policy import DataClass, Jurisdiction, Partition, Policy, Role, load_policy
+from conf.policy import BreakGlass, DataClass, Dataset, Jurisdiction, Partition, Policy, Role, load_policy
 from slurm_hooks import trial
 from slurm_hooks.membership import Group
 from slurm_hooks.snapshot import Snapshot, write_snapshot
@@ -116,6 +117,198 @@ def test_a_finding(policy: Policy, finding: tuple[str, str, tuple[str | int, ...
     assert all(each.advice and each.message for each in lint(policy))
 
 
+NOW = datetime.datetime(2026, 6, 15, 12, tzinfo=datetime.UTC).timestamp()
+DAY = datetime.date(2026, 6, 15)
+DAYS = datetime.timedelta(days=1)
+
+
+def dataset(**more: Any) -> Dataset:
+    return attrs.evolve(Dataset(klass="high", residency=("eu",), roles=("all",)), **more)
+
+
+def classes(**more: Any) -> tuple[DataClass, ...]:
+    low, high = make({}).classes
+    return low, attrs.evolve(high, **more)
+
+
+def with_all(**more: Any) -> Policy:
+    return attrs.evolve(make({"all": role()}, {"p": EU}), **more)
+
+
+def sharing(**more: tuple[str, ...]) -> dict[str, Jurisdiction]:
+    return {
+        name: attrs.evolve(each, file_systems=more.get(name, ()), adequate=more.get(f"{name}_adequate", ()))
+        for name, each in make({}).jurisdictions.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("policy", "finding"),
+    [
+        (make({"all": role(until=DAY - DAYS)}), ("warning", "role-ended", ("roles", "all", "until"))),
+        (make({"all": role(until=DAY - DAYS)}), ("error", "all-ended", ("roles",))),
+        (make({"all": role(until=DAY)}), ("warning", "role-ends", ("roles", "all", "until"))),
+        (make({"all": role(until=DAY + 29 * DAYS)}), ("warning", "role-ends", ("roles", "all", "until"))),
+        (
+            with_all(datasets={"d": dataset(until=DAY - DAYS)}),
+            ("warning", "dataset-ended", ("datasets", "d", "until")),
+        ),
+        (
+            with_all(datasets={"d": dataset(until=DAY + DAYS)}),
+            ("warning", "dataset-ends", ("datasets", "d", "until")),
+        ),
+        (
+            attrs.evolve(
+                make({"all": role(), "r": role(groups=(H,), classes=("low",))}),
+                datasets={"d": dataset(roles=("all", "r"))},
+            ),
+            ("warning", "dataset-role-class", ("datasets", "d", "roles", 1)),
+        ),
+        (
+            attrs.evolve(make({"all": role(jurisdictions=("us",))}), datasets={"d": dataset()}),
+            ("error", "dataset-unusable", ("datasets", "d")),
+        ),
+        (
+            attrs.evolve(make({"all": role(classes=("low",))}), datasets={"d": dataset()}),
+            ("error", "dataset-unusable", ("datasets", "d")),
+        ),
+        (
+            # the partition of the role is in another place than the data
+            attrs.evolve(make({"all": role(partitions=("p",))}, {"p": EU}), datasets={"d": dataset(residency=("us",))}),
+            ("error", "dataset-unusable", ("datasets", "d")),
+        ),
+        (
+            # each is usable, both together nowhere
+            attrs.evolve(
+                make({"all": role(partitions=("p",)), "r": role(groups=(H,), partitions=("q",))}, {"p": EU}),
+                datasets={"d": dataset(includes=("e",)), "e": dataset(roles=("r",))},
+            ),
+            ("error", "dataset-unusable", ("datasets", "d")),
+        ),
+        (
+            with_all(classes=classes(partitions=("p", "q")), roles={"all": role(partitions=("p",))}),
+            ("warning", "class-partition-unreached", ("classes", 1, "partitions", 1)),
+        ),
+        (
+            with_all(classes=classes(default_time=60.0)),
+            ("warning", "class-time-open", ("classes", 1, "default_time")),
+        ),
+        (
+            with_all(classes=classes(output_dirs=("/data",))),
+            ("warning", "class-output-alone", ("classes", 1, "output_dirs")),
+        ),
+        (
+            with_all(classes=classes(output_dirs=("/data/out",), work_dirs=("/data",))),
+            ("warning", "class-output-elsewhere", ("classes", 1, "output_dirs")),
+        ),
+        (with_all(shadow={"limit.time": DAY}), ("warning", "rule-in-shadow", ("shadow", "limit.time"))),
+        (
+            with_all(shadow={"limit.time": DAY - DAYS}),
+            ("warning", "rule-in-shadow-ended", ("shadow", "limit.time")),
+        ),
+        (
+            with_all(break_glass=BreakGlass(requesters=(G,), approvers=(G,), longest=60.0)),
+            ("warning", "break-glass-one-group", ("break_glass", "approvers")),
+        ),
+        (
+            with_all(break_glass=BreakGlass(requesters=(G,), approvers=("cn=a\\zb,dc=x",), longest=60.0)),
+            ("error", "group-unreadable", ("break_glass", "approvers", 0)),
+        ),
+        (
+            attrs.evolve(
+                make({"all": role(jurisdictions=("eu",))}, {"p": EU}), jurisdictions=sharing(eu_adequate=("us",))
+            ),
+            ("warning", "adequate-unreached", ("jurisdictions", "eu", "adequate", 0)),
+        ),
+        (
+            with_all(
+                jurisdictions=sharing(eu=("/home",), us=("/home",)), datasets={"d": dataset(paths=("/x", "/home/d"))}
+            ),
+            ("warning", "dataset-path-shared", ("datasets", "d", "paths", 1)),
+        ),
+        (
+            make({"all": role(includes=("r",)), "r": role(groups=(H,), classes=("low",))}),
+            ("warning", "role-include-idle", ("roles", "all", "includes", 0)),
+        ),
+        (
+            make(
+                {
+                    "all": role(),
+                    "a": role(groups=(H,), classes=("low",), includes=("b", "c")),
+                    "b": role(groups=("cn=i",), jurisdictions=("eu",), includes=("c",)),
+                    "c": role(groups=("cn=j",), jurisdictions=("us",)),
+                }
+            ),
+            ("warning", "role-include-idle", ("roles", "a", "includes", 1)),
+        ),
+        (
+            make({"all": role(), "a": role(groups=(H,), classes=("low",), includes=("b",)), "b": role(classes=())}),
+            ("warning", "role-include-idle", ("roles", "a", "includes", 0)),
+        ),
+        (
+            with_all(
+                datasets={
+                    "d": dataset(includes=("e", "f")),
+                    "e": dataset(includes=("f",)),
+                    "f": dataset(),
+                }
+            ),
+            ("warning", "dataset-include-idle", ("datasets", "d", "includes", 1)),
+        ),
+    ],
+)
+def test_a_finding_about_data_limits_and_dates(policy: Policy, finding: tuple[str, str, tuple[str | int, ...]]) -> None:
+    found = lint(policy, now=NOW)
+    assert finding in {(each.severity, each.check, each.where) for each in found}
+    assert all(each.advice and each.message for each in found)
+
+
+def test_what_uses_the_whole_model_soundly_has_no_findings() -> None:
+    policy = attrs.evolve(
+        make(
+            {
+                "all": role(until=DAY + 31 * DAYS, accounts=("a",)),
+                "r": role(groups=(H,), classes=("high",), jurisdictions=("eu",), includes=("s",)),
+                "s": role(groups=("cn=i",), classes=("low",)),
+            },
+            {"p": EU},
+        ),
+        classes=classes(partitions=("p",), default_time=60.0, max_time=90.0, work_dirs=("/d/x",), output_dirs=("/d",)),
+        datasets={
+            "d": dataset(paths=("/data/d",), includes=("e",), until=DAY + 31 * DAYS),
+            "e": dataset(klass="low", residency=("eu", "us")),
+        },
+        jurisdictions=sharing(eu=("/home", "/eu"), us=("/home",), eu_adequate=("us",)),
+        break_glass=BreakGlass(requesters=(G, H), approvers=(G,), longest=60.0),
+    )
+    assert lint(policy, now=NOW) == []
+    # without a moment no date has passed
+    assert lint(attrs.evolve(policy, roles={"all": role(until=datetime.date(2020, 1, 1))}, datasets={})) == []
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        ({"accounts": ("a",)}, {"accounts": ("b",)}),
+        ({}, {"qos": ("b",)}),
+        ({"licenses": ("a",)}, {"licenses": ()}),
+        ({"reservations": ("a",)}, {"reservations": ("b", "c")}),
+        ({}, {"until": DAY}),
+        ({"until": DAY + DAYS}, {"until": DAY}),
+        ({"includes": ("c",)}, {}),
+    ],
+)
+def test_a_role_that_another_does_not_cover(less: dict[str, Any], more: dict[str, Any]) -> None:
+    roles = {"a": role(classes=("low",), **less), "b": role(**more), "c": role(groups=(H,), jurisdictions=("eu",))}
+    assert not [each for each in lint(make(roles)) if each.check == "role-covered" and each.where == ("roles", "a")]
+
+
+def test_a_role_that_a_dataset_or_a_role_names_is_not_too_much() -> None:
+    roles = {"all": role(), "r": role(classes=("high",))}
+    assert ("warning", "role-covered", ("roles", "r")) in checks(make(roles))
+    assert checks(attrs.evolve(make(roles), datasets={"d": dataset(roles=("r",))})) == set()
+
+
 def test_of_two_equal_roles_only_the_later_is_too_much() -> None:
     assert checks(make({"a": role(), "b": role()})) == {("warning", "role-covered", ("roles", "b"))}
 
@@ -160,9 +353,11 @@ PARTITIONS = st.one_of(
 
 
 @settings(max_examples=150, deadline=None)
-@given(one=ROLES, p=PARTITIONS, q=PARTITIONS)
-def test_what_a_role_can_use_is_what_the_engine_allows(one: Role, p: Partition, q: Partition) -> None:
-    policy = make({"r": one}, {"p": p, "q": q})
+@given(one=ROLES, p=PARTITIONS, q=PARTITIONS, bound=st.sampled_from([None, ("p",), ("q", "free"), ("p", "q")]))
+def test_what_a_role_can_use_is_what_the_engine_allows(
+    one: Role, p: Partition, q: Partition, bound: tuple[str, ...] | None
+) -> None:
+    policy = attrs.evolve(make({"r": one}, {"p": p, "q": q}), classes=classes(partitions=bound))
     expected = {(each.klass, each.residency, each.partition or "free") for each in uses(one, policy)}
     allowed = set()
     for klass in ("low", "high"):
@@ -246,7 +441,10 @@ def test_a_broken_policy_is_exit_3_with_every_mistake(policy_file: Path, capsys:
 
 def test_every_check_is_explained() -> None:
     page = (SHIPPED.parents[1] / "docs/policy.md").read_text()
-    source = (SHIPPED.parents[1] / "admin/policy_lint.py").read_text()
-    known = {word for word in re.findall(r'"((?:role|class|jurisdiction|partition|group)-[a-z-]+)"', source)}
-    assert len(known) == 13
-    assert all(f"| `{word}` |" in page for word in known)
+    names = ("policy_lint", "policy_lint_data", "policy_lint_groups", "policy_nodes")
+    source = "".join((SHIPPED.parents[1] / f"admin/{name}.py").read_text() for name in names)
+    # the second argument of each Finding
+    known = set(re.findall(r'"(?:error|warning)"(?: if \w+ else "warning")?,\s+"([a-z-]+)"', source))
+    known |= {"role-ended", "role-ends", "dataset-ended", "dataset-ends", "rule-in-shadow", "rule-in-shadow-ended"}
+    assert len(known) == 37
+    assert {word for word in known if f"| `{word}` |" not in page} == set()

@@ -64,6 +64,8 @@ PAIRS: list[tuple[str, str, Changes, Changes]] = [
     ("path.output", "phi", {"std_in": b"/home/bea/in"}, {"std_in": b"in"}),
     ("path.output", "phi", {"std_out": b"../out-%j"}, {"std_out": b"out-%j"}),
     ("path.output", "phi", {"std_out": b"%x", "name": b"../../home/x"}, {"std_out": b"%x", "name": b"x"}),
+    ("path.output", "phi", {"std_out": b"/data/phi/%4x/y", "name": b".."}, {"std_out": b"%4x/y", "name": b"..."}),
+    ("path.output", "phi", {"std_out": b".\\./y"}, {"std_out": b"y"}),
     ("path.output", "phi", {"std_out": b"/dev/tcp/host/80"}, {"std_out": b"/data/phi/%u/%A_%a.out"}),
     # mail
     ("route.mail", "phi", {"mail_type": b"1"}, {"mail_type": b"0"}),
