@@ -130,7 +130,7 @@ def _no_role(klass: str, places: frozenset[str], fitting: Roles, members: Snapsh
     return Deny(
         "rbac.role",
         f"class {quote(klass)}{where} needs the role {some(fitting)}, which you do not have",
-        f"ask for membership in the group {' or '.join(map(quote, names))}; it counts within minutes",
+        f"ask for membership in the group {' or '.join(map(quote, names))}; it counts within a minute",
     )
 
 
