@@ -35,7 +35,7 @@ from slurm_hooks.desk import Desk
 from slurm_hooks.engine import POLICY_DIGITS, Decision, Signer, decide_modify, decide_submit
 from slurm_hooks.explained import Explainer
 from slurm_hooks.live import LOOK_EVERY, Live, account
-from slurm_hooks.running import Running
+from slurm_hooks.running import Places, Running
 from slurm_hooks.snapshot import SnapshotCache
 
 LOG = logging.getLogger(__name__)
@@ -46,6 +46,9 @@ LIFECYCLE_USER = "secure-life"
 SOCKET_MODE = 0o660
 DEADLINE_SHARE = 0.75
 """Of the time that slurmctld waits: an answer that would come too late is better given up here."""
+
+MAX_USERS = 4096
+"""Bytes of the list of users with tagged jobs; with a longer one, every job is asked about."""
 
 UNTAGGED = "allow.untagged"
 _UNWRITABLE = ("audit.unwritable", "the decision could not be written to the audit trail, so the job is refused")
@@ -64,6 +67,7 @@ class Decider:
         # one decision at a time: a batch of notes lets a request in between two of them
         self._turn = threading.Lock()
         self._distrusted: str | None = None
+        self._inside: tuple[Places, str] = ({}, "")
         self.decided = {"allow": 0, "refuse": 0}
 
     def submit(self, fields: Fields, _peer: Peer) -> dict[str, bytes | str]:
@@ -135,9 +139,19 @@ class Decider:
         return self._confirmed(decision.answer())
 
     def _confirmed(self, answer: dict[str, bytes | str]) -> dict[str, bytes | str]:
-        """The answer, with the policy by which job_submit.lua may let untagged jobs pass if it was rendered from it."""
+        """The answer, with the policy by which job_submit.lua may let untagged jobs pass if it was rendered from it.
+
+        Not so the jobs of users who have a tagged job running, which might come from inside that one.
+        """
         policy = self._live.policy.hash[:POLICY_DIGITS]
-        return answer if policy == self._distrusted else {**answer, "policy": policy}
+        running = self._live.context().running
+        if running is not self._inside[0]:
+            uids = {inside.uid for found in running.values() for inside in found}
+            self._inside = (running, ",".join(map(str, sorted(uids))))
+        users = self._inside[1]
+        if policy == self._distrusted or len(users) > MAX_USERS:
+            return answer
+        return {**answer, "policy": policy, "ask_about": users}
 
     def _differs(self, own: Decision) -> None:
         """Tell that a job was let pass which should not have been, and let no further one pass without being asked."""

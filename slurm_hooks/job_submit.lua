@@ -8,8 +8,8 @@
 --   * one deadline for the whole exchange; after three timeouts in a row it refuses at once for five seconds;
 --   * it starts no program and reads no file but the configuration;
 --   * it lets an untagged job pass by itself (`untagged = "local"`, decision 0018) only if nothing about the job hints at
---     a tag, the daemon has confirmed in this second that it decides by the policy which the configuration was made from,
---     and the daemon could be told. In any other case it asks.
+--     a tag, it comes from no compute node, the daemon has confirmed in this second that it decides by the policy which
+--     the configuration was made from, and the daemon could be told. In any other case it asks.
 local CONFIG = "/etc/secure-slurm/job_submit.conf.lua"
 
 local VALUE_LIMIT = 8192 -- bytes of one field; longer ones are cut, and flagged
@@ -70,7 +70,7 @@ local RECORD = {
 -- What an answer may set.
 local SETTABLE = {
   admin_comment = "string", batch_features = "string", extra = "string", features = "string", prefer = "string",
-  max_nodes = "number", requeue = "number", shared = "number", time_limit = "number",
+  max_nodes = "number", min_nodes = "number", requeue = "number", shared = "number", time_limit = "number",
 }
 
 -- The two numbers that slurmctld understands, fixed now: a global that became nil must not turn into "accept".
@@ -298,11 +298,13 @@ local function new_nonce(now)
   return string.format("%.0f-%d-%d", now * 1000000, asked, math.random(0, 999999))
 end
 
--- When the daemon last said that it decides by the policy that the configuration was made from.
-local confirmed_at = nil
+-- When the daemon last said that it decides by the policy that the configuration was made from, and about which users'
+-- jobs it is to be asked all the same: those of whom a tagged job runs.
+local confirmed_at, asked_about = nil, ""
 
 local function confirm(answer)
   confirmed_at = answer.policy == config.policy and socket.gettime() or nil
+  asked_about = "," .. (answer.ask_about or "") .. ","
 end
 
 local function is_confirmed()
@@ -551,13 +553,16 @@ local function collect_script(fields, script)
 end
 
 -- srun and salloc send no environment, and each look at it would cost a line in slurmctld's log.
-local function has_environment(job)
+local function has_environment(job, script)
+  if script ~= nil then
+    return true
+  end
   local offset = job.het_job_offset
-  return job.script ~= nil or (type(offset) == "number" and offset ~= NO_VAL)
+  return type(offset) == "number" and offset ~= NO_VAL
 end
 
 local function collect_environment(fields, job)
-  local environment = has_environment(job) and job.environment
+  local environment = has_environment(job, job.script) and job.environment
   if not environment then
     return
   end
@@ -859,9 +864,38 @@ local function asks_for_tag(job)
     and (string.sub(script, 1, 7) == "#SECURE" or string.find(script, "\n#SECURE", 1, true)) then
     return true
   end
-  local environment = has_environment(job) and job.environment
+  local environment = has_environment(job, script) and job.environment
   for _, name in ipairs(environment and TAG_VARIABLES or {}) do
     if environment[name] ~= nil then
+      return true
+    end
+  end
+  return false
+end
+
+local node_lists = {} -- by node list and host: whether it is one of them
+local node_lists_known = 0
+
+local function is_listed(host, nodes)
+  local key = nodes .. "\n" .. host
+  if node_lists[key] == nil then
+    if node_lists_known >= 1000 then
+      node_lists, node_lists_known = {}, 0
+    end
+    node_lists_known = node_lists_known + 1
+    local short = string.match(host, "^[^.]+") or host
+    node_lists[key] = in_hosts(host, nodes) or in_hosts(short, nodes)
+  end
+  return node_lists[key]
+end
+
+-- Whether a job comes from a node of any of the partitions, so perhaps from inside a job; in doubt it does.
+local function is_node(host, part_list)
+  if is_nameless(host) then
+    return true
+  end
+  for _, part in pairs(part_list) do
+    if is_listed(string.lower(host), string.lower(part.nodes or "all")) then
       return true
     end
   end
@@ -875,6 +909,9 @@ local function passes_here(job, part_list, submit_uid)
   end
   local fields = { verb = "note", submit_uid = number(submit_uid), policy = config.policy }
   put_number(fields, job, "user_id", NO_VAL)
+  if not fields.user_id or string.find(asked_about, "," .. fields.user_id .. ",", 1, true) then
+    return false
+  end
   for _, name in ipairs(UNTAGGED) do
     local value = job[name]
     if type(value) == "string" then
@@ -898,7 +935,7 @@ local function passes_here(job, part_list, submit_uid)
   if #lines > 0 then
     put(fields, "demand_nodes", table.concat(lines, "\n"), NODES_LIMIT)
   end
-  if submit_trace(fields, demanding) or asks_for_tag(job) then
+  if submit_trace(fields, demanding) or is_node(fields.alloc_node, part_list) or asks_for_tag(job) then
     return false
   end
   fields.nonce = new_nonce(socket.gettime())

@@ -22,7 +22,8 @@ from pytest_mock import MockerFixture
 
 from audit.chain import AuditError
 from conf.errors import ConfigError
-from slurm_hooks import decisiond, wire
+from conf.tag import Tag
+from slurm_hooks import decisiond, running, wire
 from slurm_hooks.answering import Peer
 from slurm_hooks.decisiond import Decider
 from slurm_hooks.membership import Group
@@ -38,6 +39,7 @@ SITE = """\
 version: 1
 cluster: {{name: test, head_nodes: [head], slurm_user: {user}}}
 controller: {{socket: {folder}/decide.sock, deadline: 1s, record_key: {folder}/record.key}}
+lifecycle: {{state_dir: {folder}/life}}
 vault: {{address: "https://vault.example:8200", ca_file: /etc/ca.crt}}
 ldap:
   flavour: openldap
@@ -297,6 +299,23 @@ def test_a_note_that_the_engine_would_not_have_let_pass_raises_the_alarm(
     place.policy.write_text(POLICY + "# new\n")
     decider.look()
     assert ask(decider, plain)["policy"]
+
+
+def test_users_with_a_running_tagged_job_are_named(
+    place: Place, plain: Fields, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decider = place.decider()
+    assert ask(decider, plain)["ask_about"] == ""
+    folder = place.folder / "life" / "running"
+    folder.mkdir(parents=True)
+    for job, uid in ((7, 1003), (8, 1001), (9, 1003)):
+        running.write(str(folder), job, uid, Tag("phi", "eu"), ("n1", "n2"))
+    decider.look()
+    assert ask(decider, plain)["ask_about"] == "1001,1003"
+    assert decider.note({**plain, "verb": b"note"}, PEER)["ask_about"] == "1001,1003"
+
+    monkeypatch.setattr(decisiond, "MAX_USERS", 8)
+    assert not {"policy", "ask_about"} & ask(decider, plain).keys()
 
 
 def test_the_daemon_as_a_process(place: Place, plain: Fields) -> None:

@@ -19,9 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf import render
+from conf.tag import Tag
 from keys.secret import Secret
 from slurm_hooks import engine, wire
 from slurm_hooks.filters.verdict import Context
+from slurm_hooks.running import Inside
 from tests.unit.decision.conftest import make_policy, make_snapshot
 from tests.unit.decision.lua import LUAS, Daemon, Fields, Filter, Reply, say
 
@@ -37,6 +39,7 @@ class Taker(Daemon):
 
     def __init__(self, path: Path) -> None:
         self.policy = POLICY
+        self.inside = ""
         self.note: Reply = self.confirm
         self.told = 0
         super().__init__(path)
@@ -47,13 +50,14 @@ class Taker(Daemon):
         super().start()
 
     def confirm(self, fields: Fields) -> bytes:
-        return say(verdict="allow", count=str(self.told), policy=self.policy)(fields) or b""
+        count = str(self.told)
+        return say(verdict="allow", count=count, policy=self.policy, ask_about=self.inside)(fields) or b""
 
     def answer(self, fields: Fields) -> bytes | None:
         if fields["verb"] == b"note":
             self.told += 1
             return self.note(fields)
-        return say(verdict="allow", policy=self.policy)(fields)
+        return say(verdict="allow", policy=self.policy, ask_about=self.inside)(fields)
 
     def verbs(self) -> list[str]:
         """What was sent so far, in the order of sending, for the two connections race each other."""
@@ -178,6 +182,9 @@ TRACES = [
     "alloc_node = ''",
     "alloc_node = '10.0.0.5'",
     "alloc_node = 'fd00::5'",
+    # any node, for a tagged job may run there
+    "alloc_node = 'n1'",
+    "alloc_node = 'N9.cluster.example'",
     "dependency = 'expand:17'",
     "dependency = repeated('afterok:1,', 2000)",
     "extra = repeated('x', 9000)",
@@ -205,6 +212,7 @@ def test_a_trace_of_a_tag_is_asked_about(lua: Filter, daemon: Taker, job: str) -
         "{phi = parts.phi}",
         "{phi = {name = 'phi', flag_default = 1, nodes = 'p1'}, open = {name = 'open', flag_default = 0}}",
         "{open = parts.open, phi = {name = 'phi', flag_default = 0, nodes = 'ALL'}}",
+        "{open = parts.open, four = {name = 'four', flag_default = 0}}",
         "{open = parts.open, phi = {name = 'phi', flag_default = 0, nodes = 'login[1'}}",
         "{open = parts.open, phi = {name = 'phi', flag_default = 0, nodes = repeated('x,', 70000)}}",
     ],
@@ -230,6 +238,20 @@ def test_the_default_partition_may_become_another(lua: Filter, daemon: Taker) ->
     assert [fields["default_partition"].decode() for fields in daemon.requests] == [
         *("open", "open", "four", "phi", "open")
     ]
+
+
+def test_users_with_a_tagged_job_are_asked_about(lua: Filter, daemon: Taker) -> None:
+    daemon.inside = "100,1001,20010"
+    lua.start(config=LOCAL)
+    for uid in (1001, 100, 1, 10, 2001, 20010):
+        assert lua.submit(f"user_id = {uid}").allowed
+    assert daemon.verbs() == ["submit", "submit", "note", "note", "note", "submit"]
+    daemon.inside = ""
+    assert lua.submit("user_id = 1001").allowed
+    assert lua.submit("user_id = 1001").allowed
+    assert daemon.verbs()[-2:] == ["submit", "note"]
+    assert lua.submit("user_id = 4294967294").allowed
+    assert daemon.verbs()[-1] == "submit"
 
 
 def test_a_change_is_always_asked_about(lua: Filter, daemon: Taker) -> None:
@@ -370,7 +392,21 @@ def literal(text: str) -> str:
 
 
 WORDS = ["", "x", "secure-slurm", "Secure-Slurm:class=phi", "secure-slurm/1 x", "EXPAND:1", "afterok:1,expand:2"]
-NODES = ["login1", "p01", "p05", "q-st-1", "solo", "solo.x.y", "10.0.0.1", "fe80::1", "", "n1", "256.1.1.1x", "P01"]
+NODES = [
+    "login1",
+    "p01",
+    "p05",
+    "q-st-1",
+    "solo",
+    "solo.x.y",
+    "10.0.0.1",
+    "fe80::1",
+    "",
+    "n1",
+    "N2.x",
+    "256.1.1.1x",
+    "P01",
+]
 PARTITIONS = ["open", "phi", "open,phi", "four,open", ",", ",,phi,", "", "lab", "nowhere", "PHI", " phi"]
 SCRIPTS = [
     "",
@@ -385,7 +421,8 @@ SCRIPTS = [
 VARIABLES = ["SECURE_CLASS", "SECURE_RESIDENCY", "SECURE_SCRATCH_SIZE", "SECURE_DATASETS", "HOME", "secure_class"]
 texts = st.sampled_from(WORDS) | st.text(max_size=12) | st.sampled_from(["y" * 8192, "y" * 8193])
 VALUES: dict[str, st.SearchStrategy[str]] = {
-    **dict.fromkeys(("extra", "admin_comment", "comment", "features"), texts),
+    **dict.fromkeys(("extra", "admin_comment"), st.sampled_from(WORDS) | texts),
+    **dict.fromkeys(("comment", "features"), texts),
     "dependency": st.sampled_from(["", "afterok:1", "EXPAND:1", "afterok:1,expand:2", "afterok:1," * 900]),
     "user_name": st.sampled_from(["alice", "bob", "", "x" * 8193]),
     "alloc_node": st.sampled_from(NODES) | st.text(max_size=6),
@@ -425,7 +462,8 @@ def test_whatever_the_engine_refuses_is_asked_about(
     values = [f"{name} = {literal(value)}" for name, value in job.items()]
     values.append(f"environment = {{{', '.join(f'{name} = {literal(each)}' for name, each in environment.items())}}}")
     table = ", ".join(values)
-    context = Context(make_policy(), make_snapshot(), now=time.time())
+    inside = (Inside(7, 1001, Tag("internal")),)
+    context = Context(make_policy(), make_snapshot(), now=time.time(), running={"n1": inside, "n2": inside})
     signer = engine.Signer("test", Secret(b"k" * 32), frozenset({0}))
     may.submit("extra = 'secure-slurm'")  # asked about, so that the policy is confirmed
     daemon.requests.clear()
