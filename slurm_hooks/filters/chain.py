@@ -72,6 +72,7 @@ MODIFY_JUDGES: tuple[Judge, ...] = (
     judge_who.known_user,
     judge_place.residency,
     judge_tag.scratch,
+    judge_routes.routes,
     judge_place.clean_strings,
     judge_place.partition,
     judge_place.least_class,

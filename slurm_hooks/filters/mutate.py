@@ -120,11 +120,17 @@ def default_time(job: SubmitJob, context: Context) -> SubmitJob | Deny:
 
 
 def most_nodes(job: SubmitJob, context: Context) -> SubmitJob | Deny:
-    """The class's most nodes, for a job that names no maximum: by its tasks alone it could have any number."""
+    """The class's most nodes, for a job that names no maximum: by its tasks alone it could have any number.
+
+    A maximum alone slurmctld takes for the minimum too (24.11 and 26.05, measured), so that is said as well.
+    """
     if job.tag is None or job.number("max_nodes") is not None:
         return job
     most = _class_of(job.tag, context).max_nodes
-    return job if most is None else job.with_number("max_nodes", most)
+    if most is None:
+        return job
+    least = job if job.number("min_nodes") is not None else job.with_number("min_nodes", 1)
+    return least.with_number("max_nodes", most)
 
 
 def allow_requeue(job: SubmitJob, _context: Context) -> SubmitJob | Deny:

@@ -102,7 +102,7 @@ class Controller:
             helper.chmod(0o755)
             helpers = [f"NodeName={node} Feature={self.changeable} Helper={helper}\n" for node in NODES]
             helper.with_name("helpers.conf").write_text("".join(helpers))
-        Path("/etc/slurm/slurm.conf").write_text(CONF + "".join(lines))
+        Path("/etc/slurm/slurm.conf").write_text(CONF + "".join(lines) + self.more())
         Path("/etc/slurm/cgroup.conf").write_text("CgroupPlugin=disabled\n")
         folders = {"slurm": ("/var/log/slurm", "/var/spool/slurmctld", "/var/lib/slurm", "/run/slurm")}
         for owner, paths in {**folders, "munge": ("/run/munge", "/var/lib/munge", "/var/log/munge")}.items():
@@ -111,10 +111,18 @@ class Controller:
                 shutil.chown(path, owner, owner)
                 Path(path).chmod(0o755 if path != "/var/log/munge" else 0o700)
         run("runuser", "-u", "munge", "--", "munged", "--num-threads=4")
+        self.prepare()
         run("slurmctld", "-c")
         for node in NODES:
             run("slurmd", "-N", node)
         until(lambda: self._idle() == set(NODES), "idle nodes")
+
+    def more(self) -> str:
+        """Further lines of slurm.conf."""
+        return ""
+
+    def prepare(self) -> None:
+        """What has to run before slurmctld does; munge runs already."""
 
     def stop(self) -> None:
         """Stop what runs; may be called again, also after half a start."""
