@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from admin.findings import Finding
 from conf.errors import BackendUnavailable
@@ -22,6 +23,8 @@ QUERY_TIMEOUT = 60.0
 """Seconds. slurmctld of a large cluster needs some for its nodes."""
 ANSWER_LIMIT = 512 * 1024**2
 SHOWN = 5
+
+_PARTITION = re.compile(r"PartitionName=(\S+) (?:.* )?OverSubscribe=(\S+)")
 
 
 class Node(NamedTuple):
@@ -41,42 +44,40 @@ class Cluster(NamedTuple):
 
 def ask_slurm(slurm_bin: str) -> Cluster:
     """Partitions and nodes of the running cluster. Raises BackendUnavailable: no answer, or one that cannot be read."""
+    # 26.05's JSON says of no partition how it shares its nodes, FORCE or not (measured); the lines for people do
+    lines = _scontrol(slurm_bin, "partitions", "--oneliner").decode("utf-8", "replace").splitlines()
+    partitions = {found[1]: found[2].startswith("FORCE") for found in map(_PARTITION.match, lines) if found}
+    if not partitions:
+        raise _unreadable("it names no partition")
     try:
-        partitions = {
-            str(each["name"]): _forced(each) for each in _show(slurm_bin, "partitions", "--all") if each.get("name")
-        }
         nodes = tuple(
             Node(
                 str(each["name"]),
                 frozenset([*map(str, each["features"]), *map(str, each["active_features"])]),
                 frozenset(map(str, each["partitions"])),
             )
-            for each in _show(slurm_bin, "nodes", "--all")
+            for each in json.loads(_scontrol(slurm_bin, "nodes", "--json"))["nodes"]
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise BackendUnavailable(
-            f"slurmctld's JSON cannot be read ({type(error).__name__})",
-            advice="is this a version of Slurm that is supported?",
-        ) from None
+        raise _unreadable(type(error).__name__) from None
     return Cluster(partitions, nodes)
 
 
-def _show(slurm_bin: str, what: str, *options: str) -> list[dict[str, Any]]:
+def _scontrol(slurm_bin: str, what: str, form: str) -> bytes:
     where = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
-    argv = [f"{slurm_bin}/scontrol", "--json", *options, "show", what]
+    argv = [f"{slurm_bin}/scontrol", "--all", form, "show", what]
     try:
-        answer = run(argv, timeout=QUERY_TIMEOUT, env_extra=where, max_output=ANSWER_LIMIT)
+        return run(argv, timeout=QUERY_TIMEOUT, env_extra=where, max_output=ANSWER_LIMIT).stdout
     except ProcessError as error:
         raise BackendUnavailable(
             f"slurmctld was not asked about its {what}: {error}", advice="is slurmctld running? Or leave --slurm out"
         ) from None
-    found = json.loads(answer.stdout)[what]
-    return list(found)
 
 
-def _forced(partition: dict[str, Any]) -> bool:
-    flags = partition["maximums"]["oversubscribe"]["flags"]
-    return any(str(flag).upper() == "FORCE" for flag in flags)
+def _unreadable(why: str) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"slurmctld's answer cannot be read: {why}", advice="is this a supported version of Slurm?"
+    )
 
 
 def compare(policy: Policy, cluster: Cluster) -> list[Finding]:

@@ -147,12 +147,12 @@ def test_many_nodes_are_counted() -> None:
     assert "n0, n1, n2, n3, n4 and 4 more nodes" in told.message
 
 
-PARTITIONS = {
-    "partitions": [
-        {"name": "phi", "maximums": {"oversubscribe": {"jobs": 4, "flags": ["force"]}}},
-        {"name": "main", "maximums": {"oversubscribe": {"jobs": 1, "flags": []}}},
-    ]
-}
+PARTITIONS = b"""\
+PartitionName=phi AllowGroups=ALL AllowAccounts=ALL Default=NO OverSubscribe=FORCE:2 OverTimeLimit=NONE State=UP
+
+PartitionName=main AllowGroups=ALL Default=YES OverSubscribe=NO State=UP Nodes=n[1-4]
+PartitionName=FORCE OverSubscribe=YES:4
+"""
 NODES = {"nodes": [{"name": "n1", "features": ["eu", "us"], "active_features": ["eu"], "partitions": ["phi"]}]}
 
 
@@ -175,7 +175,7 @@ class Answers:
 def test_slurms_answers_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = Answers(monkeypatch)
     assert ask_slurm("/opt/slurm/bin") == Cluster(
-        {"phi": True, "main": False}, (Node("n1", frozenset({"eu", "us"}), frozenset({"phi"})),)
+        {"phi": True, "main": False, "FORCE": False}, (Node("n1", frozenset({"eu", "us"}), frozenset({"phi"})),)
     )
     assert [argv[0] for argv in answers.asked] == ["/opt/slurm/bin/scontrol"] * 2
 
@@ -198,6 +198,15 @@ def test_slurms_answers_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_an_answer_that_is_none(monkeypatch: pytest.MonkeyPatch, answer: object) -> None:
     Answers(monkeypatch, nodes=answer)
+    with pytest.raises(BackendUnavailable):
+        ask_slurm("/usr/bin")
+
+
+@pytest.mark.parametrize(
+    "answer", [ProcessError("no"), b"", b"\n", b"No partitions in the system", b"PartitionName=phi\n"]
+)
+def test_no_partitions(monkeypatch: pytest.MonkeyPatch, answer: object) -> None:
+    Answers(monkeypatch, partitions=answer)
     with pytest.raises(BackendUnavailable):
         ask_slurm("/usr/bin")
 
