@@ -22,7 +22,8 @@ class Mount(NamedTuple):
 def parse(text: bytes) -> list[Mount]:
     """The mounts of a mountinfo file in its order: a later one may cover an earlier. Other lines are left out."""
     found = []
-    for line in text.splitlines():
+    # not splitlines(): a carriage return in a name is not escaped, and would hide the mount
+    for line in text.split(b"\n"):
         fields = line.split(b" ")
         try:
             major, minor = fields[2].split(b":")

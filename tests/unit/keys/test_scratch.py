@@ -185,6 +185,11 @@ class TestMounts:
             ("/secure-scratch/7", "ext4"),
         ]
 
+    def test_a_carriage_return_in_a_name_hides_no_mount(self) -> None:
+        # a user's FUSE mount in the job's scratch, which must be unmounted before it
+        (found,) = mounts.parse(b"41 40 0:50 / /secure-scratch/7/a\rb rw - fuse.sshfs x\ry rw\n")
+        assert (found.point, found.fstype) == ("/secure-scratch/7/a\rb", "fuse.sshfs")
+
     def test_a_process_that_is_gone_sees_none(self) -> None:
         assert mounts.mounts("999999999") == []
 
