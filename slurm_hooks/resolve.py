@@ -149,10 +149,10 @@ def _end(child: int) -> None:
     """Kill it and wait, but not for ever: one that hangs in the kernel is left to it."""
     with suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)
-    for _ in range(20):
+    for doubled in range(10):
         with suppress(ChildProcessError):
             if os.waitpid(child, os.WNOHANG)[0] == 0:
-                time.sleep(0.05)
+                time.sleep(0.001 * 2**doubled)
                 continue
         return
 
