@@ -129,6 +129,7 @@ def stored(signer: engine.Signer, policy: Policy) -> Fields:
         "rec.user_id": b"1001",
         "rec.user_name": b"alice",
         "rec.job_id": b"7",
+        "rec.job_state": b"0",
         "rec.extra": EXTRA.encode(),
         "rec.admin_comment": signed.encode(),
         "rec.partition": b"phi",

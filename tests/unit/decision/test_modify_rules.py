@@ -32,21 +32,35 @@ TAGGED_REFUSED: list[tuple[str, Changes]] = [
     ("modify.field", {"requeue": b"0", **ROOT}),
     ("modify.field", {"admin_comment": b"x"}),
     ("modify.field", {"user_id": b"1002", **ROOT}),
-    ("modify.field", {"reservation": b"maintenance"}),
-    ("modify.field", {"req_nodes": b"n9"}),
-    ("modify.field", {"exc_nodes": b"n9"}),
-    ("modify.field", {"account": b"other"}),
-    ("modify.field", {"qos": b"high", **ROOT}),
-    ("modify.field", {"dependency": b"expand:3"}),
+    ("modify.field", {"user_id": b"1002"}),
     ("modify.field", {"shared": b"1", **ROOT}),
-    ("modify.field", {"work_dir": b"/tmp"}),
-    ("modify.field", {"std_out": b"/tmp/out"}),
-    ("modify.field", {"num_tasks": b"4"}),
-    ("modify.field", {"tres_per_node": b"gpu:1"}),
-    ("modify.field", {"licenses": b"x"}),
+    ("modify.field", {"end_time": b"1795288887", **ROOT}),
+    ("modify.field", {"reboot": b"1", **ROOT}),
+    ("modify.field", {"network": b"x"}),
+    ("modify.field", {"burst_buffer": b"x"}),
+    ("modify.field", {"container": b"x"}),
+    ("modify.field", {"batch_features": b"eu"}),
+    ("modify.field", {"ntasks_per_tres": b"2"}),
     ("modify.field", {"mcs_label": b"x"}),
     ("modify.field", {"clusters": b"other"}),
     ("modify.field", {"a_field_of_tomorrow": b"1"}),
+    ("modify.unseen", {}),
+    ("modify.unseen", ROOT),
+    ("modify.unseen", OPERATOR),
+    # what slurmctld and the filter send with every change is none
+    ("modify.unseen", {"user_id": b"1001", "user_name": b"alice", "het_job_offset": b"0", "alloc_node": b"n1"}),
+    ("modify.unseen", {"default_account": b"lab", "default_qos": b"normal"}),
+    ("modify.running", {"min_nodes": b"1", "max_nodes": b"1", "rec__job_state": b"1"}),
+    ("modify.running", {"req_nodes": b"n1", "rec__job_state": b"1", **ROOT}),
+    ("modify.running", {"min_nodes": b"1", "rec__job_state": b"2"}),
+    # completing after a failed start, with the flags of a state above its base (slurm.h)
+    ("modify.running", {"min_nodes": b"1", "rec__job_state": b"32769"}),
+    ("modify.running", {"min_nodes": b"1", "rec__job_state": None}),
+    ("route.mail", {"mail_type": b"2"}),
+    ("route.mail", {"mail_user": b"eve"}),
+    ("route.dependency-expand", {"dependency": b"expand:3"}),
+    ("route.dependency-other", {"dependency": b"afterok:3", "dependency_uids": b"1002"}),
+    ("route.dependency-other", {"dependency": b"afterok:3", "dependency_uids": b"?", **ROOT}),
     ("modify.record", {"admin_comment": b"", **ROOT}),
     ("modify.record", {"admin_comment": b"gone", **ROOT}),
     ("modify.record", {"admin_comment": b"secure-slurm/1 cluster=test", **SLURM}),
@@ -94,18 +108,29 @@ def test_refused_for_a_tagged_job(modify: Decide, stored: Fields, rule: str, cha
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({}, {}),
         ({"name": b"other", "comment": b"why", "time_limit": b"60", "begin_time": b"1795288887"}, {}),
         ({"priority": b"0"}, {}),
         ({"priority": b"0", **OPERATOR}, {}),
         ({"priority": b"4294967295", **ROOT}, {}),
-        ({"min_nodes": b"1", "max_nodes": b"2", "min_mem_per_node": b"100", "mail_type": b"3"}, {}),
+        ({"min_nodes": b"1", "max_nodes": b"2", "min_mem_per_node": b"100"}, {}),
+        ({"time_limit": b"90", **OPERATOR}, {}),
+        ({"array_inx": b"2", "nice": b"2147483648", **OPERATOR}, {}),
+        ({"req_nodes": b"n1", "exc_nodes": b"n2"}, {}),
+        ({"account": b"x", "qos": b"y", "licenses": b"z:1", "reservation": b"r"}, {}),
+        ({"work_dir": b"/tmp", "std_out": b"o"}, {}),
+        ({"tres_per_node": b"gres/gpu:1", "num_tasks": b"4"}, {}),
+        ({"dependency": b"afterok:3", "dependency_uids": b"1001"}, {}),
+        ({"dependency": b""}, {}),
+        ({"mail_user": b""}, {}),
         ({"requeue": b"1"}, {}),
         # it has to be possible to hold it, wherever it is
         ({"priority": b"0", "forced_sharing": b"phi"}, {}),
         ({"extra": b"secure-slurm:class=phi;residency=eu;scratch=1073741824"}, {}),
         # what scontrol sends with every change, on 24.11 and 26.05
-        ({"user_id": b"1001", "user_name": b"alice", "het_job_offset": b"0", "alloc_node": b"n1"}, {}),
+        (
+            {"user_id": b"1001", "user_name": b"alice", "het_job_offset": b"0", "alloc_node": b"n1", "nice": b"0"},
+            {},
+        ),
         ({"partition": b"open"}, {}),
         ({"partition": b"open", "rec__features": b"big"}, {"features": "big&eu"}),
         ({"partition": b"open", "rec__features": None}, {"features": "eu"}),
@@ -120,6 +145,120 @@ def test_allowed_for_a_tagged_job(modify: Decide, stored: Fields, changed: Chang
     decision = modify(stored, **changed)
 
     assert (decision.allowed, decision.rule, dict(decision.changes)) == (True, "allow.tagged", told), decision
+
+
+@pytest.fixture
+def limited(context: Context) -> Context:
+    """The same policy, with limits for class and role."""
+    weak, phi, *others = context.policy.classes
+    phi = attrs.evolve(
+        phi,
+        max_nodes=3,
+        max_time=1800.0,
+        max_gpus=4,
+        gres=("gpu",),
+        work_dirs=("/data/phi",),
+        output_dirs=("/data/phi",),
+        mail="owner",
+    )
+    role = attrs.evolve(
+        context.policy.roles["phi-eu"], accounts=("lab",), qos=("normal",), reservations=("mine",), licenses=("foo",)
+    )
+    policy = attrs.evolve(context.policy, classes=(weak, phi, *others), roles={**context.policy.roles, "phi-eu": role})
+    return context._replace(policy=policy)
+
+
+@pytest.fixture
+def usual(stored: Fields) -> Fields:
+    """The stored job, as the limited policy had accepted it."""
+    given = {
+        "account": b"lab",
+        "qos": b"normal",
+        "work_dir": b"/data/phi/alice",
+        "std_out": b"out-%x",
+        "name": b"job",
+        "time_limit": b"20",
+        "min_nodes": b"1",
+        "max_nodes": b"2",
+        "tres_per_node": b"gres/gpu:1",
+        "resv_name": b"mine",
+        "licenses": b"foo:2",
+    }
+    return {**stored, **{f"rec.{name}": value for name, value in given.items()}}
+
+
+MERGED_REFUSED: list[tuple[str, Changes]] = [
+    ("limit.nodes", {"max_nodes": b"4"}),
+    ("limit.nodes", {"min_nodes": b"4", **ROOT}),
+    ("limit.nodes", {"partition": b"open", "rec__max_nodes": b"0"}),
+    ("limit.time", {"time_limit": b"31"}),
+    ("limit.time", {"time_limit": b"31", **OPERATOR}),
+    ("limit.time", {"time_limit": b"4294967295", **ROOT}),
+    ("limit.time", {"partition": b"open", "rec__time_limit": b"4294967294"}),
+    # two and two: what is stored counts with what is asked
+    ("limit.gpus", {"max_nodes": b"3", "tres_per_node": b"gres/gpu:2"}),
+    ("limit.gpus", {"tres_per_job": b"gres/gpu:5"}),
+    ("limit.gpus", {"tres_per_task": b"gres/gpu:1"}),
+    ("limit.gres", {"tres_per_node": b"gres/nvme:1"}),
+    ("path.work-dir", {"work_dir": b"/tmp"}),
+    ("path.work-dir", {"work_dir": b"", **ROOT}),
+    ("path.output", {"std_out": b"/tmp/o"}),
+    ("path.output", {"std_err": b"../../open"}),
+    ("path.output", {"name": b"../../../tmp/x"}),
+    ("route.mail", {"mail_user": b"bob"}),
+    ("role.account", {"account": b"other"}),
+    ("role.qos", {"qos": b"high", **ROOT}),
+    ("role.reservation", {"reservation": b"theirs"}),
+    ("role.license", {"licenses": b"bar"}),
+    ("role.license", {"licenses": b"foo,bar:1", **ROOT}),
+    # what the role does not cover any more stops every change that has to be judged
+    ("role.account", {"features": b"a", "rec__account": b"other"}),
+    ("role.account", {"features": b"a", "rec__account": None, "default_account": b"other"}),
+    ("input.too-long", {"features": b"a", "rec__licenses__cut": b"1"}),
+    ("input.control-characters", {"features": b"a", "std_in": b"a\nb"}),
+]
+
+
+@pytest.mark.parametrize(("rule", "changed"), MERGED_REFUSED)
+def test_refused_for_what_the_job_would_be(
+    modify: Decide, usual: Fields, limited: Context, rule: str, changed: Changes
+) -> None:
+    decision = modify(usual, given=limited, **changed)
+
+    assert (decision.allowed, decision.rule) == (False, rule), decision
+    assert decision.advice
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"max_nodes": b"3"},
+        {"time_limit": b"30"},
+        {"time_limit": b"30", "rec__job_state": b"1", **OPERATOR},
+        {"max_nodes": b"1", "tres_per_node": b"gres/gpu:4"},
+        {"work_dir": b"/data/phi/bob", "std_err": b"e"},
+        {"std_out": b"/dev/null"},
+        {"name": b"job2"},
+        {"name": b"a/b", "std_out": b"/data/phi/o"},
+        {"account": b"lab", "qos": b"normal", "reservation": b"", "licenses": b"foo:1"},
+        {"mail_type": b"2", "mail_user": b"alice"},
+        {"features": b"a", "rec__account": None, "default_account": b"lab"},
+        {"priority": b"0", "rec__account": b"other"},
+        {"comment": b"x", "rec__time_limit": b"9999"},
+    ],
+)
+def test_allowed_for_what_the_job_would_be(modify: Decide, usual: Fields, limited: Context, changed: Changes) -> None:
+    decision = modify(usual, given=limited, **changed)
+
+    assert decision.allowed, decision
+
+
+@pytest.mark.parametrize("name", sorted(change.PLAIN | change.JUDGED))
+def test_a_field_is_plain_or_judged_and_never_a_strangers(modify: Decide, stored: Fields, name: str) -> None:
+    assert not change.PLAIN & change.JUDGED
+    decision = modify(stored, **{name: b"1", "modify_uid": b"1002"})
+
+    assert decision.allowed is (name in change.OPERATOR), decision
 
 
 @pytest.mark.parametrize("who", [ROOT, SLURM])
