@@ -64,8 +64,10 @@ class Decision:
         if not self.allowed:
             return {"verdict": "refuse", "rule": self.rule, "message": self.message, "advice": self.advice}
         values = {f"set.{name}": value.encode("utf-8", "surrogateescape") for name, value in self.changes.items()}
-        # shown to the user: what stands on a grant ends with it
-        told = {"message": f"allowed by break-glass {self.exemption}"} if self.exemption else {}
+        # what stands on a grant ends with it. Not for a change: scontrol shows it in the place of slurmctld's own error
+        told = (
+            {"message": f"allowed by break-glass {self.exemption}"} if self.exemption and self.verb == "submit" else {}
+        )
         return {"verdict": "allow", "rule": self.rule, **told, **values}
 
     def refused(self, rule: str, message: str, advice: str) -> Decision:
@@ -208,7 +210,7 @@ def _merged(asked: change.Change, kept: record.Record, context: Context, allowed
 
 def _retagged(asked: change.Change, kept: record.Record, context: Context, signer: Signer, blank: Decision) -> Decision:
     """Judge a change of the tag, which only a break-glass grant allows, as a submission of the job's owner."""
-    grant = retag.permission(asked, context)
+    grant = retag.permission(asked, context, signer.privileged)
     if isinstance(grant, Deny):
         return _denied(blank, grant)
     # also of a refusal: somebody has tried to use it

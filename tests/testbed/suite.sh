@@ -38,7 +38,8 @@ policy)
   mkdir -p build
   # what judges jobs and policies: pytest collects, and the last line is the number alone
   "$here/chroot.sh" trixie sh -c 'cd /src && exec python3 -m pytest --collect-only -q -p no:cacheprovider \
-    tests/unit/policy tests/unit/decision/test_submit_rules.py tests/unit/decision/test_modify_rules.py \
+    tests/unit/policy tests/unit/glass/test_glass_judge.py tests/unit/glass/test_glass_use.py \
+    tests/unit/decision/test_submit_rules.py tests/unit/decision/test_modify_rules.py \
     tests/unit/decision/test_constraint.py tests/unit/hooks/test_start.py tests/unit/admin/test_policy_cases.py \
     tests/unit/admin/test_policy_lint.py tests/unit/conf/test_policy.py' >"$top/build/policy-tests.txt"
   failed=$?

@@ -172,7 +172,9 @@ def stored(**changes: Any) -> Fields:
         ("modify.running", (JOB,), {"rec__job_state": b"1"}),
         ("modify.running", (JOB,), {"rec__job_state": b"32768"}),
         ("modify.running", (JOB,), {"rec__job_state": None}),
-        ("modify.record", (JOB,), {"admin_comment": b"mine"}),
+        ("modify.record", (attrs.evolve(JOB, uid=30),), {"modify_uid": b"30"}),
+        ("record.foreign", (JOB,), {"admin_comment": b"secure-slurm/1 cluster=test"}),
+        ("modify.field", (attrs.evolve(JOB, uid=30),), {"modify_uid": b"30", "admin_comment": b"x", "shared": b"1"}),
         ("modify.field", (JOB,), {"user_id": b"13"}),
         ("modify.field", (JOB,), {"a_field_of_tomorrow": b"1"}),
         ("modify.field", (JOB,), {"requeue": b"0"}),
@@ -192,6 +194,7 @@ def stored(**changes: Any) -> Fields:
         ("route.dependency-expand", (JOB,), {"extra": b"", "dependency": b"expand:3"}),
         ("input.too-long", (JOB,), {"extra__cut": b"1"}),
         ("input.control-characters", (JOB,), {"name": b"a\nb"}),
+        ("record.mismatch", (JOB,), {"rec__user_id": b"21"}),
         ("record.mismatch", (JOB,), {"rec__extra": b"secure-slurm:class=internal"}),
         ("record.missing", (JOB,), {"rec__admin_comment": None}),
     ],
@@ -250,6 +253,17 @@ def test_another_tag(
     again = {**asked, "rec.extra": signed.tag.to_extra().encode(), "rec.admin_comment": told["admin_comment"].encode()}
     later = {name: value for name, value in again.items() if name.startswith("rec.") or name in ("verb", "modify_uid")}
     assert engine.decide_modify({**later, "name": b"x"}, context(), SIGNER).allowed
+
+
+def test_an_administrator_who_asks_for_an_admin_comment_too(context: Callable[..., Context]) -> None:
+    asked = stored(modify_uid=b"30", admin_comment=b"x")
+    decision = engine.decide_modify(asked, context(attrs.evolve(JOB, uid=30)), SIGNER)
+
+    assert (decision.allowed, decision.actor) == (True, 30), decision
+    assert decision.changes["admin_comment"].endswith(" | tag changed by break-glass g2")
+    assert engine.decide_modify(stored(admin_comment=b"x", extra=b""), context(JOB), SIGNER).changes == {
+        "admin_comment": "tag removed by break-glass g2"
+    }
 
 
 @pytest.mark.parametrize("extra", [b"", b"a note"])
