@@ -2,7 +2,8 @@
 
 A decision at submission has no job id yet, only the nonce of the decision record; a tear-down may know the incarnation
 only. So the ids that any line about the job carries are gathered first, and then every line that carries one of them
-is told, in the order of time. Job ids wrap in the end: the story of a reused id shows both jobs, by their nonces.
+is told, in the order of time, with what became of the break-glass grants that they name. Job ids wrap in the end: the
+story of a reused id shows both jobs, by their nonces.
 """
 
 from __future__ import annotations
@@ -40,7 +41,15 @@ def story(lines: Iterable[Line], job: int | None) -> list[Line]:
         for line in everything:
             if _about(line, ids):
                 ids |= {(name, line[name]) for name in JOINING if name in line}
-    return sorted((line for line in everything if _about(line, ids)), key=_when)
+    told = [line for line in everything if _about(line, ids)]
+    # the grants that the job stood on, and of these not what other jobs did with them
+    grants = {name for line in told for name in str(line.get("exemption", "")).split(",") if name}
+    told += [line for line in everything if line.get("exemption") in grants and _of_grant(line) and line not in told]
+    return sorted(told, key=_when)
+
+
+def _of_grant(line: Line) -> bool:
+    return str(line["event"]).startswith("glass.")
 
 
 def _about(line: Line, ids: set[tuple[str, object]]) -> bool:

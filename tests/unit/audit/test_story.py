@@ -33,3 +33,24 @@ def test_decision_without_a_job_id_and_end_without_one_are_joined(tmp_path: Path
     assert own_fields(told[-1]) == {"key": KEY, "evidence": "read answers 404"}
     assert len(story(read_events([tmp_path]), None)) == 7
     assert story(read_events([tmp_path]), 9) == []
+
+
+def test_the_grants_that_a_job_stood_on(tmp_path: Path) -> None:
+    tmp_path.chmod(0o750)
+    decide, glass = Chain(tmp_path, "decision", "head"), Chain(tmp_path, "break-glass", "head")
+    submit = {"verdict": "allow", "rule": "allow.tagged", "verb": "submit", "uid": 1001}
+    for name in ("g1", "g2", "g3"):
+        glass.append("glass.requested", durable=True, exemption=name, digest="ab" * 32, role="phi-eu")
+    decide.append("decision", durable=True, nonce=NONCE, exemption="g1,g3", **submit)
+    decide.append("decision", durable=True, nonce="ef" * 16, exemption="g1", **submit)
+    decide.append("start.judged", durable=True, job=7, nonce=NONCE, verdict="allow", rule="r", exemption="g1,g3")
+    glass.append("glass.ended", durable=True, exemption="g1", digest="ab" * 32)
+
+    told = story(read_events([tmp_path]), 7)
+    assert [(line["event"], line["exemption"]) for line in told] == [
+        ("glass.requested", "g1"),
+        ("glass.requested", "g3"),
+        ("decision", "g1,g3"),
+        ("start.judged", "g1,g3"),
+        ("glass.ended", "g1"),
+    ]

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conf.policy import BreakGlass
 from slurm_hooks.breakglass import Frame, Grant, foreign_end, judge
@@ -17,9 +19,11 @@ from tests.unit.glass.conftest import (
     NOW,
     OFFICERS,
     OPERATORS,
+    UIDS,
     Everybody,
     approval_paper,
     end_paper,
+    make_members,
     make_policy,
     request_paper,
 )
@@ -204,3 +208,42 @@ def test_leaving_the_group_ends_it(frame: Frame, approved: Papers) -> None:
 
 def test_shown_without_members(frame: Frame, approved: Papers) -> None:
     assert judge("g1", approved, frame._replace(members=None)).state == "in-force"
+
+
+OWNERS = st.sampled_from([0, 11, 12, 13, 14, 99])
+TIMES = st.integers(int(NOW) - 10 * HOUR, int(NOW) + 10 * HOUR)
+
+
+@given(
+    asked_by=OWNERS,
+    approved_by=OWNERS,
+    ended_by=st.none() | OWNERS,
+    user=st.sampled_from(["ann", "ben", "bob", "both", "root", "ghost"]),
+    role=st.sampled_from(["phi-eu", "gone", "none", None]),
+    time=TIMES,
+    length=st.integers(1, 10 * HOUR),
+    changed=TIMES,
+    other=st.booleans(),
+)
+def test_whatever_counts_is_of_two_people_who_may(
+    *, asked_by: int, approved_by: int, ended_by: int | None, user: str, role: str | None, time: int, length: int,
+    changed: int, other: bool,
+) -> None:  # fmt: skip
+    asked = request_paper(
+        asked_by, float(changed), user=user, role=role, job=None if role else 7, time=time, until=time + length
+    )
+    found = {"request": asked, "approval": approval_paper(request_paper() if other else asked, approved_by)}
+    if ended_by is not None:
+        found["end"] = end_paper(ended_by)
+    grant = judge("g1", found, Frame(make_policy(), make_members(), Everybody(), NOW))
+
+    if grant.state == "in-force":
+        assert asked_by in (11, 14)
+        assert approved_by in (12, 13, 14)
+        assert approved_by not in (asked_by, UIDS[user])
+        assert role in (None, "phi-eu")
+        assert not (user == "root" and role)
+        assert ended_by not in (0, asked_by, approved_by)
+        assert time - 60 <= NOW < time + length <= time + 8 * HOUR
+        assert changed <= NOW + 60
+        assert not other or asked == request_paper()
