@@ -12,13 +12,13 @@ import pytest
 from tests.testbed import settings
 from tests.testbed.cluster import Cluster
 from tests.testbed.fuse import mounted
+from tests.testbed.nfs import SOURCE, Nfs, nfs_mounted
 from tests.testbed.nodes import on_node
 
 DATA = Path("/data/phi/alice")
 POLICY = (
     settings.POLICY.replace(
-        "  eu: {feature: eu, regions: [eu-central-1, eu-west-1]}",
-        '  eu: {feature: eu, regions: [eu-central-1, eu-west-1], file_systems: [/mnt/listed, "srv:/listed"]}',
+        "[eu-central-1, eu-west-1]", '[eu-central-1, eu-west-1], file_systems: [/mnt/listed, "srv:/listed", /data/phi]'
     )
     .replace("exclusive_nodes: true}", "exclusive_nodes: true, work_dirs: [/data/phi], output_dirs: [/data/phi]}")
     .replace(
@@ -102,6 +102,50 @@ def test_what_a_user_mounts_is_not_listed_by_calling_itself_so(nodes: Cluster) -
         job = nodes.submit("alice", *TAG, "-w", "n1", *TRUE)
         held(nodes, job, "node.file-system", "/mnt/listed")
     nodes.command(["scancel", str(job)])
+
+
+@pytest.fixture(scope="module")
+def nfs() -> Iterator[Nfs]:
+    """An NFS server, which squashes root, with a folder of alice's that nobody else may enter."""
+    server = Nfs(Path("/srv/export"))
+    server.start()
+    yield server
+    server.close()
+
+
+def test_nfs_that_is_not_listed(nodes: Cluster, nfs: Nfs) -> None:
+    assert nfs.folder.is_dir()
+    with nfs_mounted("n1", "/mnt/nfs"):
+        job = nodes.submit("alice", *TAG, "-w", "n1", *TRUE)
+        held(nodes, job, "node.file-system", f"/mnt/nfs ({SOURCE}, nfs4)")
+    with nfs_mounted("n1", "/mnt/nfs", "ro"):
+        released(nodes, job)
+
+
+def test_a_job_works_on_nfs_where_root_may_not(nodes: Cluster, nfs: Nfs) -> None:
+    own = nfs.folder / "alice"
+    own.mkdir()
+    own.chmod(0o700)
+    nodes.command(["chown", "alice:alice", str(own)])
+    (own / "away").symlink_to("/tmp")
+    with nfs_mounted("n1", "/data/phi"):
+        job = nodes.submit("alice", *TAG, "-w", "n1", f"--output={DATA}/o-%j", "--wrap=pwd")
+        assert nodes.wait_end(job)["JobState"] == "COMPLETED"
+        assert (own / f"o-{job}").read_text() == f"{DATA}\n"
+        job = nodes.submit("alice", *TAG, "-w", "n1", f"--output={DATA}/away/o", "--wrap=pwd")
+        held(nodes, job, "path.output", "/tmp/o")
+    nodes.command(["scancel", str(job)])
+
+
+def test_a_server_that_is_away_costs_the_job_and_not_the_node(nodes: Cluster, nfs: Nfs) -> None:
+    with nfs_mounted("n1", "/data/phi"):
+        nfs.stop()
+        try:
+            job = nodes.submit("alice", *TAG, "-w", "n1", *TRUE)
+            held(nodes, job, "path.work-dir", "could not be resolved within 10 s")
+        finally:
+            nfs.start()
+    released(nodes, job)
 
 
 def test_a_working_directory_that_is_a_link(nodes: Cluster) -> None:
