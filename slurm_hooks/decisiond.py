@@ -35,6 +35,7 @@ from slurm_hooks.desk import Desk
 from slurm_hooks.engine import POLICY_DIGITS, Decision, Signer, decide_modify, decide_submit
 from slurm_hooks.explained import Explainer
 from slurm_hooks.live import LOOK_EVERY, Live, account
+from slurm_hooks.notes import Judged
 from slurm_hooks.running import Places, Running
 from slurm_hooks.snapshot import SnapshotCache
 
@@ -66,6 +67,7 @@ class Decider:
         self._audit_broken = False
         # one decision at a time: a batch of notes lets a request in between two of them
         self._turn = threading.Lock()
+        self._notes = Judged(signer)
         self._distrusted: str | None = None
         self._inside: tuple[Places, str] = ({}, "")
         self.decided = {"allow": 0, "refuse": 0}
@@ -84,7 +86,7 @@ class Decider:
     def note(self, fields: Fields, _peer: Peer) -> dict[str, bytes | str]:
         """Verb ``note``: an untagged job that job_submit.lua has let pass, for the trail; it is judged all the same."""
         with self._turn:
-            own = decide_submit(fields, self._live.context(), self._signer)
+            own = self._notes.decide(fields, self._live.context())
             self._write(
                 "decision",
                 verdict="allow",

@@ -873,20 +873,20 @@ local function asks_for_tag(job)
   return false
 end
 
-local node_lists = {} -- by node list and host: whether it is one of them
-local node_lists_known = 0
+local node_lists, node_lists_known = {}, 0 -- by host and node list: whether it is one of them
 
 local function is_listed(host, nodes)
-  local key = nodes .. "\n" .. host
-  if node_lists[key] == nil then
+  local known = node_lists[host]
+  if not known or known[nodes] == nil then
     if node_lists_known >= 1000 then
-      node_lists, node_lists_known = {}, 0
+      node_lists, node_lists_known, known = {}, 0, nil
     end
-    node_lists_known = node_lists_known + 1
-    local short = string.match(host, "^[^.]+") or host
-    node_lists[key] = in_hosts(host, nodes) or in_hosts(short, nodes)
+    known = known or {}
+    node_lists[host], node_lists_known = known, node_lists_known + 1
+    local name, list = string.lower(host), string.lower(nodes)
+    known[nodes] = in_hosts(name, list) or in_hosts(string.match(name, "^[^.]+") or name, list)
   end
-  return node_lists[key]
+  return known[nodes]
 end
 
 -- Whether a job comes from a node of any of the partitions, so perhaps from inside a job; in doubt it does.
@@ -895,7 +895,7 @@ local function is_node(host, part_list)
     return true
   end
   for _, part in pairs(part_list) do
-    if is_listed(string.lower(host), string.lower(part.nodes or "all")) then
+    if is_listed(host, part.nodes or "all") then
       return true
     end
   end
