@@ -20,6 +20,7 @@ import _thread
 import os
 import re
 import time
+from functools import lru_cache
 from typing import NamedTuple
 
 from audit import events
@@ -260,9 +261,13 @@ def _recovered(torn: bytes, lost: int) -> dict[str, object]:
 
 
 def _now() -> str:
-    nanoseconds = time.time_ns()
-    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(nanoseconds // 10**9))
-    return f"{whole}.{nanoseconds // 1000 % 10**6:06d}Z"
+    seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+    return f"{_second(seconds)}.{nanoseconds // 1000:06d}Z"
+
+
+@lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _boot_id() -> str:
