@@ -67,6 +67,7 @@ def _submission(part: dict[str, Any]) -> Iterator[str]:
             f"  {text:47} {found['per_second']:9.1f} {found['ratio_to_plain']:16.3f}"
             f" {found['head_node_ms_per_job']:21.3f}"
         )
+    yield f"  {rates['trail']['decisions']} decisions in the trail, {rates['trail']['told']} of them told and not asked"
     yield "\ntargets"
     for name, target in part["targets"].items():
         met = "met" if target["met"] else "not met"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import statistics
@@ -21,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from bench import large, stub
+from bench.head import MEMBERS, PLUGINS, Head, folder
 from bench.measure import BenchError, machine, paired, shuffled, summary, write
 from slurm_hooks.snapshot import write_snapshot
 from tests.testbed import settings
-from tests.testbed.cluster import Cluster
-from tests.testbed.pki import CA
 
 TARGET_P99_MS = 1.0
 TARGET_THROUGHPUT = 0.97
@@ -39,75 +39,9 @@ SETTLE = 0.1
 WARM_UP = 30
 AT_ONCE = 4
 TIMES = Path("/var/log/slurm/bench.tsv")
-MEMBERS = Path(settings.RUN) / "snapshot/members.json"
 TAG = "--extra='secure-slurm:class=phi;residency=eu;scratch=209715200'"
 DATASETS = "--extra='secure-slurm:class=phi;residency=eu;scratch=209715200;datasets=data-007,data-499'"
 OPTIONS = {"noop": "", "untagged": "", "tagged": TAG, "datasets": DATASETS, "reload": TAG, "python": ""}
-FILTER = f"{settings.PREFIX}/hooks/job_submit.lua"
-NOOP = """\
-function slurm_job_submit() return slurm.SUCCESS end
-function slurm_job_modify() return slurm.SUCCESS end
-return slurm.SUCCESS
-"""
-# what each slurmctld of the throughput runs as job_submit.lua; "plain" has no plugin at all
-PLUGINS = {"plain": None, "noop": NOOP, "untagged": FILTER, "tagged": FILTER}
-
-
-class Head(Cluster):
-    """The head node alone: slurmctlds, the decision daemon and a members file; no directory, no Vault, no nodes."""
-
-    def start(self) -> None:
-        """Returns when every slurmctld answers."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self.ca = CA(self.directory / "ca")
-        self._write_files()
-        self.write(Path(settings.ETC) / "policy.yaml", large.policy())
-        shutil.copy(Path(__file__).parent / "submission.lua", "/etc/slurm/job_submit.lua")
-        self._start_munge()
-        self.tool("conf", "render")
-        # root's own, so that root may write the file: the daemon trusts root as it does the reader of the directory
-        self.make(str(MEMBERS.parent), "root", 0o750, group="secure-record")
-        write_snapshot(MEMBERS, large.members())
-        self.daemon("decisiond", "secure-decide")
-        os.setpriority(os.PRIO_PROCESS, self.daemons["decisiond"].pid, _niceness())
-        self.until(lambda: Path(f"{settings.RUN}/decision/decide.sock").exists(), "the decision daemon")
-        self.command(["slurmctld"])
-        self.pids = {name: self._controller(number, name) for number, name in enumerate(PLUGINS, start=1)}
-        for conf in ("/etc/slurm", *(_folder(name) for name in PLUGINS)):
-            ping = ["env", f"SLURM_CONF={conf}/slurm.conf", "scontrol", "ping"]
-            self.until(lambda ping=ping: "UP" in self.command(ping, check=False).stdout, f"the slurmctld of {conf}")
-
-    def _controller(self, number: int, name: str) -> int:
-        """Another slurmctld, with a port and files of its own; its process id."""
-        folder, state = Path(_folder(name)), f"/var/spool/slurmctld-{name}"
-        text = Path("/etc/slurm/slurm.conf").read_text()
-        for old, new in (
-            ("/var/spool/slurmctld", state),
-            ("slurmctld.pid", f"slurmctld-{name}.pid"),
-            ("slurmctld.log", f"slurmctld-{name}.log"),
-        ):
-            text = text.replace(old, new)
-        plugin = PLUGINS[name]
-        if plugin is None:
-            text = text.replace("JobSubmitPlugins=lua\n", "")
-        self.make(state, "slurm", 0o755)
-        self.write(folder / "slurm.conf", f"{text}SlurmctldPort={6820 + number}\n")
-        if plugin is not None:
-            self.write(folder / "job_submit.lua", Path(plugin).read_text() if plugin.startswith("/") else plugin)
-        self.command(["slurmctld", "-f", str(folder / "slurm.conf")])
-        pid = Path(f"/run/slurm/slurmctld-{name}.pid")
-        self.until(lambda: pid.exists() and pid.read_text().strip(), f"the slurmctld of {folder}")
-        return int(pid.read_text())
-
-
-def _niceness() -> int:
-    """What the daemon's unit says, for here is no systemd."""
-    unit = Path(__file__).parents[1] / "conf/systemd/secure-slurm-decisiond.service"
-    return next(int(line.removeprefix("Nice=")) for line in unit.read_text().splitlines() if line.startswith("Nice="))
-
-
-def _folder(name: str) -> str:
-    return f"/etc/slurm-{name}"
 
 
 def submit(head: Head, kinds: list[str]) -> dict[str, list[float]]:
@@ -175,7 +109,7 @@ def members_replaced(every: float) -> Iterator[None]:
 def batch(head: Head, kind: str) -> float:
     """Seconds for a batch of real submissions, several at once; the jobs are held, so that nothing is scheduled."""
     lines = [
-        f"export SLURM_CONF={_folder(kind)}/slurm.conf",
+        f"export SLURM_CONF={folder(kind)}/slurm.conf",
         f"seq {BATCH} | xargs -P{AT_ONCE} -I@ "
         f"sbatch --hold --job-name=bench {OPTIONS.get(kind, '')} --wrap=true >last 2>&1",
     ]
@@ -195,6 +129,7 @@ def throughput(head: Head) -> dict[str, Any]:
     times: dict[str, list[float]] = {kind: [] for kind in PLUGINS}
     spent = dict.fromkeys(PLUGINS, 0.0)
     daemon = head.daemons["decisiond"].pid
+    before_all = len(_lines())
     for turn in range(BATCHES + 1):
         for kind in shuffled(list(PLUGINS), turn):
             before = _processor(head.pids[kind]) + _processor(daemon)
@@ -202,7 +137,7 @@ def throughput(head: Head) -> dict[str, Any]:
             if turn:  # the first is for warming up
                 times[kind].append(seconds)
                 spent[kind] += _processor(head.pids[kind]) + _processor(daemon) - before
-    result: dict[str, Any] = {"batch": BATCH, "at_once": AT_ONCE, "plain_per_second": _rate(times["plain"])}
+    result: dict[str, Any] = {"batch": BATCH, "at_once": AT_ONCE, "trail": trail(head, before_all)}
     for kind in PLUGINS:
         # without over with: the share of the throughput that is left
         pairs = paired(times["plain"], times[kind])
@@ -216,6 +151,24 @@ def throughput(head: Head) -> dict[str, Any]:
             "head_node_ms_per_job": round(spent[kind] / BATCH / BATCHES * 1000, 3),
         }
     return result
+
+
+def trail(head: Head, before: int) -> dict[str, int]:
+    """How many decisions stand in the audit trail since ``before`` lines, and how many of them were told, not asked.
+
+    BenchError unless there is one for each submission, and the chain is whole: what is not written is fast.
+    """
+    lines = _lines()[before:]
+    expected = 2 * BATCH * (BATCHES + 1)
+    if len(lines) != expected or any(line["event"] != "decision" for line in lines):
+        raise BenchError(f"{expected} decisions, and {len(lines)} lines in the trail\n{head.logs()}")
+    head.tool("audit", "verify")
+    return {"decisions": len(lines), "told": sum(line["verb"] == "note" for line in lines)}
+
+
+def _lines() -> list[dict[str, Any]]:
+    (path,) = Path(settings.LOG, "decision").glob("*-decision.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _processor(pid: int) -> float:

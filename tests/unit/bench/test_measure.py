@@ -25,7 +25,12 @@ SUBMISSION = {
     "decision_ms": dict.fromkeys(("noop", "untagged", "tagged", "datasets", "reload", "python", "filter"), TIMES),
     "ratio_filter_to_noop": 100.0,
     "ratio_python_to_filter": 10.0,
-    "throughput": {"batch": 40, "at_once": 4, **dict.fromkeys(("plain", "noop", "untagged", "tagged"), RATE)},
+    "throughput": {
+        "batch": 40,
+        "at_once": 4,
+        "trail": {"decisions": 2, "told": 1},
+        **dict.fromkeys(("plain", "noop", "untagged", "tagged"), RATE),
+    },
     "targets": {"p99_ms": {"target": 1.0, "reached": 2.0, "met": False}},
     "stub": STUB,
 }
