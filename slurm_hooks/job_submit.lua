@@ -303,7 +303,7 @@ end
 local confirmed_at, asked_about = nil, ""
 
 local function confirm(answer)
-  confirmed_at = answer.policy == config.policy and socket.gettime() or nil
+  confirmed_at = answer.ask_about and answer.policy == config.policy and socket.gettime() or nil
   asked_about = "," .. (answer.ask_about or "") .. ","
 end
 

@@ -130,6 +130,14 @@ def test_another_policy_is_asked_about_every_job(lua: Filter, daemon: Taker, pol
     assert daemon.verbs() == ["submit"] * 3
 
 
+def test_a_policy_alone_confirms_nothing(lua: Filter, daemon: Taker) -> None:
+    daemon.reply = say(verdict="allow", policy=POLICY)
+    lua.start(config=LOCAL)
+
+    assert all(lua.submit().allowed for _ in range(3))
+    assert daemon.verbs() == ["submit"] * 3
+
+
 def test_a_policy_that_changes_is_asked_about_at_the_next_job(lua: Filter, daemon: Taker) -> None:
     lua.start(config=LOCAL)
     assert all(lua.submit().allowed for _ in range(2))
@@ -367,7 +375,7 @@ def test_a_socket_that_is_full_is_asked_about(lua: Filter, tmp_path: Path) -> No
             while header := file.readline():
                 fields = wire.decode_body(file.read(wire.decode_header(header)))
                 asked.append(fields)
-                kept[0].sendall(say(verdict="allow", policy=POLICY)(fields) or b"")
+                kept[0].sendall(say(verdict="allow", policy=POLICY, ask_about="")(fields) or b"")
 
     threading.Thread(target=serve_the_first, daemon=True).start()
     lua.start(config=LOCAL, patch=("local NOTES_LIMIT = 128 ", "local NOTES_LIMIT = 100000 "))
