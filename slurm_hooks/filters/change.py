@@ -59,6 +59,8 @@ _STORED_AS = {"reservation": "resv_name"}
 _NO_VAL = frozenset({b"65534", b"4294967294", b"18446744073709551614"})
 # Judged when asked for, and never again: the job that it waits for may be gone since
 _PASSED = frozenset({"dependency"})
+# What a number for each task depends on. slurmctld shows no filter how many tasks a stored job has
+_BY_TASK = frozenset({"tres_per_task", "num_tasks", "ntasks_per_node", "ntasks_per_socket", "min_nodes", "max_nodes"})
 _STATE_BASE = 0xFF  # slurm.h, JOB_STATE_BASE
 _PENDING = 0  # slurm.h, JOB_PENDING
 _MAX_SUFFIX = 4096
@@ -238,9 +240,10 @@ def merged(change: Change) -> dict[str, bytes]:
     was judged when it was asked for. It counts as a batch job, whose output is in its working directory by default.
     """
     found = {**change.defaults, "has_script": b"1"}
+    passed = _PASSED if change.asked.keys() & _BY_TASK else _PASSED | {"tres_per_task"}
     for name in JUDGED | {"name"}:
         value = change.stored.get(_STORED_AS.get(name, name), b"")
-        if name not in _PASSED and not _unset(name, value):
+        if name not in passed and not _unset(name, value):
             found[name] = value
     cut = {name for name in found if name not in change.asked and f"rec.{_STORED_AS.get(name, name)}" in change.cut}
     found.update((name, value) for name, value in change.asked.items() if name not in {"extra", "user_id"})

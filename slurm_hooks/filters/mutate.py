@@ -120,17 +120,20 @@ def default_time(job: SubmitJob, context: Context) -> SubmitJob | Deny:
 
 
 def most_nodes(job: SubmitJob, context: Context) -> SubmitJob | Deny:
-    """The class's most nodes, for a job that names no maximum: by its tasks alone it could have any number.
+    """As many nodes as it needs at least, where the class has a limit and the job says no maximum.
 
-    A maximum alone slurmctld takes for the minimum too (24.11 and 26.05, measured), so that is said as well.
+    Not the limit itself: slurmctld gives a job as many nodes as its maximum allows (sbatch(1), ``--nodes``; measured).
+    How many several tasks need, nobody knows yet, so such a job is left as it is, and has to say.
     """
-    if job.tag is None or job.number("max_nodes") is not None:
+    if job.tag is None or job.number("max_nodes") is not None or _class_of(job.tag, context).max_nodes is None:
         return job
-    most = _class_of(job.tag, context).max_nodes
-    if most is None:
-        return job
-    least = job if job.number("min_nodes") is not None else job.with_number("min_nodes", 1)
-    return least.with_number("max_nodes", most)
+    least = job.number("min_nodes")
+    if least is None:
+        if (job.number("num_tasks") or 1) > 1:
+            return job
+        least = 1
+        job = job.with_number("min_nodes", least)
+    return job.with_number("max_nodes", least)
 
 
 def allow_requeue(job: SubmitJob, _context: Context) -> SubmitJob | Deny:

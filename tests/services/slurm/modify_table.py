@@ -83,6 +83,7 @@ TABLE = (
     Row("Partition=main,us", "residency.partition"),
     Row("NodeList=e1", ALLOW, running=RUNNING),
     Row("ReqNodeList=e1", ALLOW, running=RUNNING),
+    Row("NodeList=u1", ALLOW, running=RUNNING),  # it never starts, for its constraint stays
     Row("ExcNodeList=e4", ALLOW),
     Row("ClusterFeatures=x", UNSEEN, UNSEEN),  # federations only
     Row("Clusters=other", FIELD),
@@ -123,10 +124,11 @@ TABLE = (
     Row("Gres=gpu:1", ALLOW),
     Row("Gres=nvme:1", "limit.gres"),
     Row("TresPerNode=gres/gpu:1", ALLOW),
-    Row("TresPerNode=gres/gpu:2", "limit.gpus"),
+    Row("TresPerNode=gres/gpu:4", "limit.gpus"),
     Row("TresPerJob=gres/gpu:3", ALLOW),
     Row("TresPerJob=gres/gpu:4", "limit.gpus"),
     Row("TresPerTask=gres/gpu:4", "limit.gpus"),
+    Row("TresPerTask=gres/gpu:1 NumTasks=2", ALLOW, taken=""),
     Row("TresPerSocket=gres/gpu:1", "limit.gpus"),  # sockets cannot be counted
     Row("CpusPerTres=gpu:1", ALLOW, taken=""),
     Row("MemPerTres=gpu:10", ALLOW, taken=""),
@@ -175,3 +177,33 @@ TABLE = (
     Row("Comment=x", ALLOW),
     Row("Comment=x\u202ey", "input.control-characters"),
 )
+
+
+# Allowed because they change nothing
+_AS_IT_IS = {"Extra=secure-slurm:class=phi;residency=eu;scratch=33554432", "Requeue=1"}
+
+
+def documented() -> list[str]:
+    """The table of docs/admin.md: a line for the fields that people are told the same about, in the table's order."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for field in dict.fromkeys(row.field for row in TABLE):
+        rows = [
+            row.of(".".join(map(str, LATER))) for row in TABLE if row.field == field and row.change not in _AS_IT_IS
+        ]
+        told = tuple(_told([(row.expected(who, False), row.running) for row in rows], who) for who in _COLUMNS)
+        groups.setdefault((told[0], told[1], told[2]), []).append(f"`{field}`")
+    head = ["| field | owner | operator | root |", "|---|---|---|---|"]
+    return head + [f"| {', '.join(fields)} | {' | '.join(told)} |" for told, fields in groups.items()]
+
+
+_COLUMNS = ("alice", "oper", "root")
+
+
+def _told(verdicts: list[tuple[str, str]], who: str) -> str:
+    said = list(dict.fromkeys(verdict for verdict, _ in verdicts))
+    rules = " ".join(f"`{verdict}`" for verdict in said if verdict not in {ALLOW, SLURM})
+    if ALLOW not in said:
+        return f"no: {rules}" if rules else "no, says Slurm"
+    running = next((rule for _, rule in verdicts if rule), "")
+    text = f"judged: {rules}" if rules else "yes"
+    return f"{text}; not while it runs: `{running}`" if running and who != "oper" else text

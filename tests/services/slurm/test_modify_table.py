@@ -112,6 +112,10 @@ def test_a_job_with_a_tag(slurm: Filtered, kept: dict[str, str], job: str, state
         before = after
 
 
+def test_a_class_with_a_limit_of_nodes_gives_a_job_no_more_than_it_needs(slurm: Filtered, kept: dict[str, str]) -> None:
+    assert slurm.facts(kept["running"])[0]["NumNodes"] == "1"
+
+
 def _bound(features: str) -> bool:
     return features == "eu" or features.endswith("&eu")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import attrs
 import pytest
@@ -13,6 +14,7 @@ from keys.secret import Secret
 from slurm_hooks import engine, record
 from slurm_hooks.filters import change
 from slurm_hooks.filters.verdict import Context
+from tests.services.slurm.modify_table import documented
 
 Fields = dict[str, bytes]
 Changes = dict[str, bytes | None]
@@ -199,6 +201,8 @@ MERGED_REFUSED: list[tuple[str, Changes]] = [
     ("limit.gpus", {"max_nodes": b"3", "tres_per_node": b"gres/gpu:2"}),
     ("limit.gpus", {"tres_per_job": b"gres/gpu:5"}),
     ("limit.gpus", {"tres_per_task": b"gres/gpu:1"}),
+    ("limit.gpus", {"num_tasks": b"5", "rec__tres_per_task": b"gres/gpu:1"}),
+    ("limit.gpus", {"max_nodes": b"2", "rec__tres_per_task": b"gres/gpu:1"}),
     ("limit.gres", {"tres_per_node": b"gres/nvme:1"}),
     ("path.work-dir", {"work_dir": b"/tmp"}),
     ("path.work-dir", {"work_dir": b"", **ROOT}),
@@ -245,6 +249,8 @@ def test_refused_for_what_the_job_would_be(
         {"features": b"a", "rec__account": None, "default_account": b"lab"},
         {"priority": b"0", "rec__account": b"other"},
         {"comment": b"x", "rec__time_limit": b"9999"},
+        {"features": b"a", "rec__tres_per_task": b"gres/gpu:1"},
+        {"num_tasks": b"4", "rec__tres_per_task": b"gres/gpu:1"},
     ],
 )
 def test_allowed_for_what_the_job_would_be(modify: Decide, usual: Fields, limited: Context, changed: Changes) -> None:
@@ -426,3 +432,9 @@ def test_what_the_trail_says(modify: Decide, stored: Fields) -> None:
     assert (decision.verb, decision.uid, decision.actor, decision.job) == ("modify", 1001, 0, 7)
     assert decision.partition == "open"
     assert decision.nonce == record.verify(stored["rec.admin_comment"].decode(), Secret(b"k" * 32)).nonce
+
+
+def test_the_pages_table_is_that_of_the_test_on_a_real_cluster() -> None:
+    text = (Path(__file__).parents[3] / "docs/admin.md").read_text()
+
+    assert "\n".join(documented()) in text, "put this table there:\n" + "\n".join(documented())

@@ -79,8 +79,10 @@ def test_a_time_limit_where_none_is_named(decide: Decide) -> None:
 
 
 def test_a_maximum_of_nodes_where_none_is_named(decide: Decide) -> None:
-    assert decide("phi").changes["max_nodes"] == "4"
-    assert decide("phi", min_nodes=b"2").changes["max_nodes"] == "4"
+    """Not the class's maximum: slurmctld would give it that many."""
+    assert (decide("phi").changes["min_nodes"], decide("phi").changes["max_nodes"]) == ("1", "1")
+    assert decide("phi", min_nodes=b"2").changes["max_nodes"] == "2"
+    assert decide("phi", num_tasks=b"2").rule == "limit.nodes"
     assert "max_nodes" not in decide("phi", max_nodes=b"3").changes
     assert "max_nodes" not in decide("open").changes
 
