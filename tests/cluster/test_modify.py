@@ -1,4 +1,4 @@
-"""Nobody changes what a submitted job was accepted for."""
+"""Nobody changes what a submitted job was accepted for. Every field: tests/services/slurm/test_modify_table.py."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ REFUSED = [
     (f"AdminComment={RECORD}", "modify."),
     ("Features=us", "residency.constraint"),
     ("Partition=us", "residency.partition"),
-    ("NodeList=n3", "modify.field"),
-    ("WorkDir=/tmp", "modify.field"),
-    ("StdOut=/tmp/x", "modify.field"),
-    ("Dependency=afterany:1", "modify.field"),
+    ("OverSubscribe=YES", "modify.field"),
+    ("Clusters=other", "modify.field"),
+    ("MailUser=eve@example.com", "route.mail"),
+    ("Dependency=expand:1", "route.dependency-expand"),
     ("Requeue=0", "modify."),
-    ("Licenses=x", "modify.field"),
+    ("Deadline=now+1day", "modify.unseen"),
 ]
 
 

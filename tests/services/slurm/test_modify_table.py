@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.services.slurm.controller import until
+from tests.services.slurm.controller import run, until
 from tests.services.slurm.filtered import TAG, Filtered, rule
 from tests.services.slurm.modify_table import ALLOW, NONE, RUNNING, SLURM, TABLE, UNSEEN, Row
 
@@ -41,6 +41,7 @@ def kept(slurm: Filtered) -> dict[str, str]:
         until(lambda j=job: "RUNNING" in {each["JobState"] for each in slurm.facts(j)}, f"job {job} to run")  # type: ignore[misc]
     return {
         **jobs,
+        "another's": run("runuser", "-u", "bob", "--", "sbatch", "--parsable", "--chdir=/tmp", *HELD).strip(),
         "untagged": slurm.submit(*HELD, extra=""),
         "untagged array": slurm.submit("--array=1-3", *LATER, extra=""),
         "component": slurm.submit("--hold", ":", HELD[1], extra="") + "+1",
@@ -195,6 +196,15 @@ def test_hold_and_release(slurm: Filtered, job: str) -> None:
         assert not slurm.people[who].says(f"update JobId={job} StartTime=now+1hour") or who == "oper"
         assert not slurm.people[who].says(f"release {job}")
         assert slurm.facts(job)[0]["Priority"] != "0"
+
+
+@pytest.mark.parametrize("state", ["held", "pending", "running", "array", "task"])
+@pytest.mark.parametrize("who", ["alice", "root"])
+def test_a_job_waits_for_nobody_elses(slurm: Filtered, kept: dict[str, str], job: str, who: str) -> None:
+    other = kept["another's"]
+    answer = slurm.people[who].says(f"update JobId={job} Dependency=afterany:{other}")
+
+    assert rule(answer) == "route.dependency-other", answer
 
 
 def test_the_table_has_every_field_that_scontrol_knows(slurm: Filtered) -> None:
