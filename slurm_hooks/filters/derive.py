@@ -6,8 +6,6 @@ is never overruled in silence.
 
 from __future__ import annotations
 
-import attrs
-
 from conf.policy import Policy
 from conf.quote import did_you_mean, quote
 from conf.tag import Tag
@@ -32,7 +30,7 @@ def derive_tag(job: SubmitJob, context: Context) -> SubmitJob | Deny:
     place = _place(job, job.tag, names, policy)
     if isinstance(place, Deny):
         return place
-    return attrs.evolve(job, tag=job.tag._replace(klass=klass, residency=place))
+    return job.but(tag=job.tag._replace(klass=klass, residency=place))
 
 
 def _klass(tag: Tag, names: tuple[str, ...], policy: Policy) -> str | Deny:

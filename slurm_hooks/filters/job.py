@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
+from typing import Any
 
 import attrs
 
@@ -105,15 +107,23 @@ class SubmitJob:
         """One of :data:`NUMBERS`, None when unset."""
         return self.numbers.get(name)
 
+    def but(self, **changes: Any) -> SubmitJob:  # noqa: ANN401 - one of the attributes, as attrs.evolve takes them
+        """A copy with other values: attrs.evolve at half its cost, and a tagged job is copied five times."""
+        return SubmitJob(**{**dict(zip(_NAMES, _VALUES(self), strict=True)), **changes})
+
     def with_number(self, name: str, value: int) -> SubmitJob:
         """The job with a number set, which Slurm is told."""
-        return attrs.evolve(self, numbers={**self.numbers, name: value}, changes={**self.changes, name: str(value)})
+        return self.but(numbers={**self.numbers, name: value}, changes={**self.changes, name: str(value)})
 
     def with_string(self, name: str, value: str) -> SubmitJob:
         """The job with a text set, which Slurm is told if it is another one than before."""
         if self.strings.get(name) == value:
             return self
-        return attrs.evolve(self, strings={**self.strings, name: value}, changes={**self.changes, name: value})
+        return self.but(strings={**self.strings, name: value}, changes={**self.changes, name: value})
+
+
+_NAMES = tuple(field.name for field in attrs.fields(SubmitJob))
+_VALUES = attrgetter(*_NAMES)
 
 
 def from_fields(fields: Mapping[str, bytes]) -> SubmitJob:

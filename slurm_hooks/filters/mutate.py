@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import attrs
-
 from conf.errors import Refused, UsageError
 from conf.policy import DataClass
 from conf.quote import quote
@@ -57,7 +55,7 @@ def read_tag(job: SubmitJob, context: Context) -> SubmitJob | Deny:
     if tag.klass and policy.data_class(tag.klass) is None:
         known = ", ".join(each.name for each in policy.classes)
         return Deny("class.unknown", f"this cluster has no data class {quote(tag.klass)}", f"use one of: {known}")
-    return attrs.evolve(job, tag=tag)
+    return job.but(tag=tag)
 
 
 def default_scratch(job: SubmitJob, context: Context) -> SubmitJob | Deny:
@@ -68,7 +66,7 @@ def default_scratch(job: SubmitJob, context: Context) -> SubmitJob | Deny:
     data_class = _class_of(tag, context)
     if tag.scratch is None and data_class.scratch == "required":
         tag = tag._replace(scratch=data_class.default_scratch)
-    return attrs.evolve(job, tag=tag).with_string("extra", tag.to_extra())
+    return job.but(tag=tag).with_string("extra", tag.to_extra())
 
 
 def force_constraint(job: SubmitJob, context: Context) -> SubmitJob | Deny:
@@ -108,7 +106,7 @@ def whole_nodes(job: SubmitJob, context: Context) -> SubmitJob | Deny:
     """``--exclusive`` for a class that may not share a node."""
     if job.tag is None or not _class_of(job.tag, context).exclusive_nodes or job.shared == EXCLUSIVE:
         return job
-    return attrs.evolve(job, shared=EXCLUSIVE, changes={**job.changes, "shared": str(EXCLUSIVE)})
+    return job.but(shared=EXCLUSIVE, changes={**job.changes, "shared": str(EXCLUSIVE)})
 
 
 def default_time(job: SubmitJob, context: Context) -> SubmitJob | Deny:
@@ -140,7 +138,7 @@ def allow_requeue(job: SubmitJob, _context: Context) -> SubmitJob | Deny:
     """``--requeue`` for a batch job: a node that cannot make its scratch sends the job back instead of ending it."""
     if job.tag is None or not job.has_script or job.requeue == 1:
         return job
-    return attrs.evolve(job, requeue=1, changes={**job.changes, "requeue": "1"})
+    return job.but(requeue=1, changes={**job.changes, "requeue": "1"})
 
 
 def _class_of(tag: Tag, context: Context) -> DataClass:
