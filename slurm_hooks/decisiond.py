@@ -270,6 +270,7 @@ def _serve_until_signal(config: str, policy: str, snapshot_user: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     decider, site, slurm = build(config, policy, snapshot_user)
+    decider.look()  # what is read at the first look takes long, and nobody waits yet
     background.give_way()
     run(decider, site, slurm, stop)
 
