@@ -117,7 +117,7 @@ class Running:
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         except OSError:
             return None
-        with os.fdopen(descriptor, "rb") as file:
+        try:
             info = os.fstat(descriptor)
             known = self._jobs.get(name)
             if known is not None and known[0] == info.st_mtime_ns:
@@ -125,10 +125,12 @@ class Running:
             if not stat.S_ISREG(info.st_mode) or info.st_uid not in (self._owner, 0):
                 return None
             try:
-                said = json.loads(file.read(MAX_BYTES))
+                said = json.loads(os.read(descriptor, MAX_BYTES))
                 inside = Inside(int(name), int(said["uid"]), parse_extra(said["tag"]))
                 nodes = tuple(str(node) for node in said["nodes"])
             except (OSError, ValueError, KeyError, TypeError, UsageError):
                 LOG.error("%s/%s cannot be read", self._folder, name)
                 return None
             return info.st_mtime_ns, nodes, inside
+        finally:
+            os.close(descriptor)

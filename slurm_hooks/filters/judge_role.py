@@ -15,6 +15,7 @@ from slurm_hooks.filters.job import SubmitJob
 from slurm_hooks.filters.verdict import Allow, Context, Deny, Verdict
 
 Roles = dict[str, Role]
+_TRES = ("tres_per_job", "tres_per_node", "tres_per_task", "tres_per_socket")
 
 
 class Dimension(NamedTuple):
@@ -45,7 +46,9 @@ def _reservations(job: SubmitJob) -> frozenset[str]:
 def _licenses(job: SubmitJob) -> frozenset[str]:
     # name[@server][:count], or name/db:..., joined by "," (all of them) or "|" (one of them)
     words = re.split(r"[,|;]", job.string("licenses") or "")
-    return frozenset(re.split(r"[:=]", word)[0] for word in words if word)
+    # sbatch(1), --tres-per-task: a licence may be a TRES of each task as well
+    tres = (word for field in _TRES for word in (job.string(field) or "").split(",") if word.startswith("license/"))
+    return frozenset(re.split(r"[:=]", word.removeprefix("license/"))[0] for word in (*words, *tres) if word)
 
 
 def _one(name: str | None) -> frozenset[str] | None:

@@ -26,7 +26,7 @@ RULE = re.compile(r"[a-z]+\.[a-z]+(?:[-_][a-z]+)*")
 RULES_AND_EVENTS = {"vault.login"}
 # of the same form and neither: files and programs, and fields of a request
 NO_RULES = {"mkfs.xfs", "hooks.json", "hooks.sh", "policy.yaml", "head.hcl", "node.hcl"}
-FIELDS = ("rec.", "env.")
+FIELDS = ("rec.", "env.", "job.")
 
 
 def literals(path: Path) -> Iterator[str]:

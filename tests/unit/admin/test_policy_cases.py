@@ -78,7 +78,9 @@ def test_the_shipped_cases_allow_and_refuse_each_role_class_and_partition(policy
 
 def test_the_documentation_has_four_examples() -> None:
     assert set(EXAMPLES) == {
-        f"{name}/{file}" for name in ("hipaa", "hospitals", "export", "open") for file in ("policy.yaml", "policy-tests.yaml")
+        f"{name}/{file}"
+        for name in ("hipaa", "hospitals", "export", "open")
+        for file in ("policy.yaml", "policy-tests.yaml")
     }
 
 

@@ -108,6 +108,8 @@ PAIRS: list[tuple[str, str, Changes, Changes]] = [
     ("role.license", "phi", {"licenses": b"ansys:1"}, {"licenses": b"matlab:2"}),
     ("role.license", "phi", {"licenses": b"matlab:1,ansys"}, {"licenses": b"matlab,matlab:1"}),
     ("role.license", "phi", {"licenses": b"matlab|ansys"}, {"licenses": b""}),
+    ("role.license", "phi", {"tres_per_task": b"license/ansys:1"}, {"tres_per_task": b"cpu:1,license/matlab=2"}),
+    ("role.license", "phi", {"tres_per_job": b"gres/gpu:1,license/ansys"}, {"tres_per_job": b"gres/gpu:1"}),
     # one role must cover all of it: partition of the one and account of the other are not enough
     ("role.account", "phi", {"account": b"ml"}, {"account": b"clinic"}),
     # roles that end
