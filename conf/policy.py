@@ -166,14 +166,30 @@ class Policy:
 
     @cached_property
     def _holdings(self) -> dict[str, tuple[Holding, ...]]:
-        included = {name: role.includes for name, role in self.roles.items()}
         found: dict[str, list[Holding]] = {name: [] for name in self.roles}
         for name, role in self.roles.items():
-            for held in closure([name], included):
-                if held in found:
-                    # by way of a role that ends, the included one ends with it; an included one ends for everybody
-                    found[held].append(Holding(frozenset(role.groups), _first_end(role.until, self.roles[held].until)))
+            for held, until in self._ends_from(name).items():
+                found[held].append(Holding(frozenset(role.groups), until))
         return {name: tuple(holdings) for name, holdings in found.items()}
+
+    def _ends_from(self, start: str) -> dict[str, datetime.date | None]:
+        """The roles that a role includes in the end, itself too, and until when: each way ends with the first on it.
+
+        Of several ways to one role the longest-lived counts.
+        """
+        ends: dict[str, datetime.date | None] = {}
+        waiting: list[tuple[str, datetime.date | None]] = [(start, None)]
+        while waiting:
+            name, until = waiting.pop()
+            role = self.roles.get(name)
+            if role is None:
+                continue
+            until = _first_end(until, role.until)
+            if name in ends and _lasts(ends[name], until):
+                continue
+            ends[name] = until
+            waiting.extend((each, until) for each in role.includes)
+        return ends
 
     @cached_property
     def _by_group(self) -> dict[str, tuple[tuple[str, datetime.date | None], ...]]:
@@ -263,6 +279,11 @@ class Policy:
 def ended(until: datetime.date | None, now: float) -> bool:
     """Whether the day ``until`` is over in UTC. ``now``: Unix seconds; None never ends."""
     return until is not None and datetime.datetime.fromtimestamp(now, datetime.UTC).date() > until
+
+
+def _lasts(one: datetime.date | None, other: datetime.date | None) -> bool:
+    """Whether ``one`` ends no earlier than ``other``."""
+    return one is None or (other is not None and one >= other)
 
 
 def _first_end(one: datetime.date | None, other: datetime.date | None) -> datetime.date | None:

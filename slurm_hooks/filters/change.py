@@ -228,9 +228,9 @@ def _printable(text: str) -> bool:
 def moves(change: Change) -> bool:
     """Whether the change has to be judged on the merged job, or only has texts and numbers of no consequence.
 
-    A name may have slashes, and ``%x`` puts it into the path of an output (sbatch(1), filename pattern).
+    ``%x`` puts a name into the path of an output (sbatch(1), filename pattern), and a name may be ``..``.
     """
-    return bool(change.asked.keys() & JUDGED) or b"/" in change.asked.get("name", b"")
+    return bool(change.asked.keys() & (JUDGED | {"name"}))
 
 
 def merged(change: Change) -> dict[str, bytes]:

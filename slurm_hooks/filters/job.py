@@ -54,7 +54,7 @@ STRINGS = [
     "work_dir",
 ]
 
-NUMBERS = ("mail_type", "max_nodes", "min_nodes", "num_tasks", "time_limit")
+NUMBERS = ("mail_type", "max_nodes", "min_nodes", "ntasks_per_tres", "num_tasks", "time_limit")
 """The numbers that a judge looks at; ``time_limit`` in minutes (slurm.h)."""
 
 _ENVIRONMENT = (

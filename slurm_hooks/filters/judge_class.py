@@ -7,6 +7,7 @@ in shadow without taking another with it.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from conf.policy import DataClass
 from conf.quote import quote
@@ -16,7 +17,18 @@ from slurm_hooks.filters.verdict import ALLOW, Context, Deny, Verdict
 INFINITE = 0xFFFFFFFF  # slurm.h
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([0-9]{1,9}))?)?", re.ASCII)
 _TRES = ("tres_per_job", "tres_per_node", "tres_per_task", "tres_per_socket")
-_COUNT = re.compile(r"([0-9]{1,9})([kKmM]?)", re.ASCII)
+_SUFFIXES = ("", "k", "m", "g", "t", "p")
+_GRES = re.compile(
+    r"(?:gres[/:])?(?P<name>(?!cpu|mem|node|license)[A-Za-z_][A-Za-z0-9_-]*)"
+    r"(?:[:=](?P<kind>(?![0-9]+[kKmMgGtTpP]?(?:,|$))[A-Za-z0-9_.+-]+))?"
+    r"(?:[:=](?P<count>[0-9]{1,9})(?P<suffix>[kKmMgGtTpP]?))?",
+    re.ASCII,
+)
+_OTHER_TRES = re.compile(
+    r"(?:cpu|mem|node)(?:[:=][0-9]{1,18}[kKmMgGtTpP]?)?|license/[A-Za-z0-9_.@+-]+(?:[:=][0-9]+)?", re.ASCII
+)
+UNREADABLE = "?"
+"""In the place of a name: a part of which nobody can say for certain what Slurm makes of it."""
 
 
 def class_of(job: SubmitJob, context: Context) -> DataClass | None:
@@ -79,21 +91,18 @@ def shown_minutes(minutes: int) -> str:
 
 
 def gpus(job: SubmitJob, context: Context) -> Verdict:
-    """``limit.gpus``: all GPUs of the job together."""
+    """``limit.gpus``: all GPUs of the job together, each kind of them by the field that asks for most of it."""
     data_class = class_of(job, context)
     if data_class is None or data_class.max_gpus is None:
         return ALLOW
     most = data_class.max_gpus
     advice = f"ask for --gpus={most} or less"
-    total = 0
-    for field in _TRES:
-        for name, count in tres(job.string(field) or ""):
-            if name != "gpu":
-                continue
-            times = _times(field, job)
-            if count is None or times is None:
-                return Deny("limit.gpus", "how many GPUs the job would have cannot be counted", advice)
-            total = max(total, count * times)
+    kinds: dict[str, int] = {}
+    for kind, count in _gpus(job):
+        if count is None:
+            return Deny("limit.gpus", "how many GPUs the job would have cannot be counted", advice)
+        kinds[kind] = max(kinds.get(kind, 0), count)
+    total = sum(kinds.values())
     if total <= most:
         return ALLOW
     return Deny(
@@ -101,6 +110,24 @@ def gpus(job: SubmitJob, context: Context) -> Verdict:
         f"a job of class {quote(data_class.name)} has at most {most} GPUs, this one asks for {total}",
         advice,
     )
+
+
+def _gpus(job: SubmitJob) -> Iterator[tuple[str, int | None]]:
+    """GPUs by kind and field; None: cannot be counted, which is more than any limit."""
+    for field in _TRES:
+        times = _times(field, job)
+        counts: dict[str, int] = {}
+        for name, kind, count in tres(job.string(field) or ""):
+            if name == "gpu" and count is not None and times is not None:
+                # the same kind twice in one field is twice as many
+                counts[kind] = counts.get(kind, 0) + count * times
+            elif name in {"gpu", UNREADABLE}:
+                yield kind, None
+        yield from counts.items()
+    tasks_each = job.number("ntasks_per_tres")
+    if tasks_each:
+        count = job.number("num_tasks")
+        yield "", None if count is None else -(-count // tasks_each)
 
 
 def _times(field: str, job: SubmitJob) -> int | None:
@@ -112,23 +139,23 @@ def _times(field: str, job: SubmitJob) -> int | None:
     return job.number("num_tasks") if field == "tres_per_task" else None
 
 
-def tres(text: str) -> list[tuple[str, int | None]]:
-    """GRES and their counts in a ``tres_per_*``: ``gres/gpu:a100:2,gres/nvme``; None for a count that is none.
+def tres(text: str) -> list[tuple[str, str, int | None]]:
+    """GRES in a ``tres_per_*``: name, kind ("" for any) and count; ``gres/gpu:a100:2,gres/nvme``.
 
     Slurm writes ``gres/`` (to 24.05 also ``gres:``) before the name and ``:`` or ``=`` behind it; CPUs, memory and
-    licences are other TRES.
+    licences are other TRES. It looks for ``gres`` anywhere in a part (slurm_get_next_tres), so a part that has not
+    exactly one of these forms is :data:`UNREADABLE`.
     """
-    found: list[tuple[str, int | None]] = []
+    found: list[tuple[str, str, int | None]] = []
     for part in filter(None, text.split(",")):
-        kind, _, rest = part.replace("gres:", "gres/", 1).partition("/")
-        if kind != "gres" and not rest and kind.partition(":")[0].partition("=")[0] in {"cpu", "mem", "node"}:
+        if _OTHER_TRES.fullmatch(part) and "gres" not in part.lower():
             continue
-        if kind in {"license", "bb", "fs", "ic"}:
+        read = _GRES.fullmatch(part)
+        if read is None:
+            found.append((UNREADABLE, "", None))
             continue
-        words = re.split(r"[:=]", rest if kind == "gres" else part)
-        last = _COUNT.fullmatch(words[-1]) if len(words) > 1 else None
-        scale = {"k": 1024, "m": 1024**2}.get(last[2].lower(), 1) if last else 1
-        found.append((words[0].lower(), int(last[1]) * scale if last else (1 if len(words) < 3 else None)))
+        scale = 1024 ** _SUFFIXES.index((read["suffix"] or "").lower())
+        found.append((read["name"].lower(), (read["kind"] or "").lower(), int(read["count"] or 1) * scale))
     return found
 
 
@@ -137,7 +164,7 @@ def gres(job: SubmitJob, context: Context) -> Verdict:
     data_class = class_of(job, context)
     if data_class is None or data_class.gres is None:
         return ALLOW
-    wrong = [name for field in _TRES for name, _ in tres(job.string(field) or "") if name not in data_class.gres]
+    wrong = [name for field in _TRES for name, _, _ in tres(job.string(field) or "") if name not in data_class.gres]
     if not wrong:
         return ALLOW
     return Deny(

@@ -15,6 +15,7 @@ from slurm_hooks.filters.judge_class import class_of
 from slurm_hooks.filters.verdict import ALLOW, Context, Deny, Verdict
 
 NOWHERE = frozenset({"/dev/null"})
+MAX_PATH = 4096  # limits.h, PATH_MAX; what %x makes of a path counts
 _NAME = re.compile("%[0-9]*x")
 _STREAMS = {"std_out": "--output", "std_err": "--error", "std_in": "--input"}
 
@@ -57,7 +58,7 @@ def output(job: SubmitJob, context: Context) -> Verdict:
 
 def lies_in(path: str, directories: tuple[str, ...]) -> bool:
     """Whether an absolute path is one of the directories or below one. One with ``..`` in it is nowhere."""
-    if not path.startswith("/") or ".." in path.split("/"):
+    if not path.startswith("/") or len(path) > MAX_PATH or ".." in path.split("/"):
         return False
     plain = posixpath.normpath(path)
     return any(plain == each or plain.startswith(f"{each.rstrip('/')}/") for each in directories)
@@ -68,5 +69,9 @@ def _name_leads_away(path: str, job: SubmitJob) -> bool:
     so that ``.\\.`` is ``..`` (sbatch(1), filename pattern).
     """
     name = job.string("name") or ""
-    named = _NAME.sub(lambda _: name, path)
-    return "\\" in path or ("%" in path and ("/" in name or ".." in named.split("/")))
+    if "\\" in path or ("%" in path and "/" in name):
+        return True
+    # measured before it is built: slurmctld waits, and %x%x%x... with a long name would be megabytes
+    if len(path) + path.count("%") * len(name) > MAX_PATH:
+        return True
+    return "%" in path and ".." in _NAME.sub(lambda _: name, path).split("/")

@@ -69,13 +69,13 @@ def narrowed(job: SubmitJob, held: Roles, context: Context) -> Verdict:
     shadowed: list[Deny] = []
     for dimension in DIMENSIONS:
         fitting = {name: role for name, role in held.items() if _covers(role, job, dimension)}
-        if fitting:
+        if context.shadows(dimension.rule):
+            # only told: it must not decide between the roles either
+            shadowed += [] if fitting else [_not_covered(job, held, dimension)]
+        elif fitting:
             held = fitting
-            continue
-        refused = _not_covered(job, held, dimension)
-        if not context.shadows(refused.rule):
-            return refused
-        shadowed.append(refused)
+        else:
+            return _not_covered(job, held, dimension)
     return with_datasets(job, held, context, shadowed)
 
 

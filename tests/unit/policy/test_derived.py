@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import ClassVar
 
 import attrs
@@ -109,6 +110,23 @@ def test_including_works_in_one_direction(decide: Decide) -> None:
     # the members of the included role do not get what the other gives
     given = decide("open", user_name=b"fay", extra=b"secure-slurm:class=open;residency=eu")
     assert given.rule == "rbac.role"
+
+
+def test_a_way_over_a_role_that_has_ended_is_no_way(site: Policy) -> None:
+    until = datetime.date(2026, 1, 31)
+    roles = {
+        **site.roles,
+        "mid": attrs.evolve(site.roles["staff"], groups=("cn=mid,dc=example",), includes=("phi-uk",), until=until),
+        "chair": attrs.evolve(site.roles["staff"], groups=("cn=chair,dc=example",), includes=("mid",), until=None),
+        "other": attrs.evolve(
+            site.roles["staff"], groups=("cn=other,dc=example",), includes=("mid", "phi-uk"), until=None
+        ),
+    }
+    policy = attrs.evolve(site, roles=roles)
+
+    assert policy.held_by(frozenset({"cn=chair,dc=example"}), NOW) == ("chair",)
+    # of two ways the one that lasts counts
+    assert policy.held_by(frozenset({"cn=other,dc=example"}), NOW) == ("other", "phi-uk")
 
 
 class TestExemption:

@@ -7,6 +7,7 @@ import datetime
 import attrs
 import pytest
 
+from conf.policy import Policy
 from conf.shadow import SHADOWABLE
 from slurm_hooks.filters.verdict import Context
 from tests.unit.policy.people import Changes, Decide
@@ -75,6 +76,18 @@ def test_a_role_dimension_in_shadow_narrows_nothing(decide: Decide, context: Con
     assert decide("phi", given=shadowed(context, "role.account"), **wrong).rule == "role.qos"
     decision = decide("phi", given=shadowed(context, "role.account", "role.qos"), **wrong)
     assert (decision.rule, decision.shadowed) == ("allow.tagged", ("role.account", "role.qos"))
+
+
+def test_a_dimension_in_shadow_does_not_choose_between_roles(site: Policy, decide: Decide, context: Context) -> None:
+    base = site.roles["staff"]
+    roles = {
+        "a": attrs.evolve(base, partitions=("batch",), accounts=("y",)),
+        "b": attrs.evolve(base, partitions=("other",), accounts=("x",)),
+    }
+    given = context._replace(policy=attrs.evolve(site, roles=roles, shadow={"role.partition": TODAY}))
+
+    assert decide("internal", given=given, account=b"x").rule == "allow.tagged"
+    assert decide("internal", given=given, account=b"z").rule == "role.account"
 
 
 def test_a_dataset_needs_its_role_even_where_rbac_is_in_shadow(decide: Decide, context: Context) -> None:
