@@ -301,9 +301,17 @@ end
 -- When the daemon last said that it decides by the policy that the configuration was made from, and about which users'
 -- jobs it is to be asked all the same: those of whom a tagged job runs.
 local confirmed_at, asked_about = nil, ""
+local said_at = 0
 
-local function confirm(answer)
-  confirmed_at = answer.ask_about and answer.policy == config.policy and socket.gettime() or nil
+-- `at`: when the daemon was asked or told what it answers here. What it said before something that is known already is
+-- of no use: a confirmation may have lain in the socket for hours.
+local function confirm(answer, at)
+  -- a day: the clock was set back, and would otherwise let nobody pass here until it is as late again
+  if at < said_at and said_at - at < 86400 then
+    return
+  end
+  said_at = at
+  confirmed_at = answer.ask_about and answer.policy == config.policy and at or nil
   asked_about = "," .. (answer.ask_about or "") .. ","
 end
 
@@ -330,7 +338,7 @@ local function ask(fields)
   end
   if answer then
     timeouts = 0
-    confirm(answer)
+    confirm(answer, now)
     return answer
   end
   confirmed_at = nil
@@ -351,7 +359,7 @@ end
 
 local notes = nil -- the connection
 local heard = "" -- what has come of the next confirmation
-local unconfirmed, first_note, last_note = {}, 1, 0
+local unconfirmed, told_at, first_note, last_note = {}, {}, 1, 0
 local taken = 0 -- how many of this connection's notes the daemon has confirmed
 
 local function close_notes()
@@ -367,12 +375,15 @@ local function take_confirmation(answer)
   if not count or count < taken or count - taken > last_note - first_note + 1 then
     return false
   end
+  local at = count > taken and told_at[first_note + count - taken - 1]
   for _ = taken + 1, count do
-    unconfirmed[first_note] = nil
+    unconfirmed[first_note], told_at[first_note] = nil, nil
     first_note = first_note + 1
   end
   taken = count
-  confirm(answer)
+  if at then
+    confirm(answer, at)
+  end
   return true
 end
 
@@ -417,6 +428,7 @@ local function open_notes()
     if not put_note(unconfirmed[index]) then
       return false
     end
+    told_at[index] = socket.gettime()
   end
   return true
 end
@@ -427,20 +439,26 @@ local function tell_daemon(fields)
   if not message then
     return false
   end
-  if not (notes and hear()) then
+  if not notes and not open_notes() then
     close_notes()
-    if not open_notes() then
-      close_notes()
-      return false
-    end
+    return false
   end
-  -- what was heard just now may have been that the policy is another one
-  if not is_confirmed() or last_note - first_note + 1 >= NOTES_LIMIT or not put_note(message) then
+  if last_note - first_note + 1 >= NOTES_LIMIT or not put_note(message) then
     return false
   end
   last_note = last_note + 1
-  unconfirmed[last_note] = message
+  unconfirmed[last_note], told_at[last_note] = message, socket.gettime()
   return true
+end
+
+-- Takes what the daemon has said about earlier notes, before anything rests on what it said.
+local function listen()
+  if notes then
+    local ok, usable_still = pcall(hear)
+    if not (ok and usable_still) then
+      close_notes()
+    end
+  end
 end
 
 -- What is told to the user ----------------------------------------------------------------------------------------
@@ -904,6 +922,7 @@ end
 
 -- Whether an untagged job may pass without being asked about, and was told to the daemon.
 local function passes_here(job, part_list, submit_uid)
+  listen()
   if config.untagged ~= "local" or not is_confirmed() or type(part_list) ~= "table" then
     return false
   end

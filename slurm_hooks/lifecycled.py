@@ -114,7 +114,10 @@ class LifecycleDaemon:
                 nonce=job.nonce,
             )
             running.write(self.site.lifecycle.running_dir, job.job, job.uid, job.tag, job.nodes)
+            known = asyncio.get_running_loop().time() + 2 * running.LOOK_EVERY
             closed = await self._jobs.start(job, incarnation, since=request.since)
+            # by then the decision daemon has read it; Vault mostly takes longer anyway
+            await asyncio.sleep(max(0.0, known - asyncio.get_running_loop().time()))
         except SecureSlurmError as error:
             running.remove(self.site.lifecycle.running_dir, request.job)
             self._refused(request, _rule(error), str(error))

@@ -44,12 +44,12 @@ class Live:
         self.policy: Policy = self._load()
         self._members.poll(time.time())
         self._look_at_grants()
-        self._look_at_jobs()
+        self.look_at_jobs()
 
     def context(self) -> Context:
         """Policy and members for one request, taken together. Memory only."""
         now = time.time()
-        exemptions = () if self._glass is None else self._glass.exemptions
+        exemptions = () if self._glass is None else self._glass.current()
         try:
             known = Context(self.policy, self._members.current(now), now=now, exemptions=exemptions)
         except Refused as error:
@@ -66,6 +66,14 @@ class Live:
 
     def look(self) -> None:
         """Take over what has changed. Does file I/O: never call it while a request waits."""
+        try:
+            self._take_over()
+        finally:
+            # whatever failed: a grant that has ended must not outlive it
+            self._look_at_grants()
+        self.look_at_jobs()
+
+    def _take_over(self) -> None:
         self._members.poll(time.time())
         try:
             if self._stamp() != self._seen:
@@ -73,10 +81,9 @@ class Live:
                 LOG.info("the policy %s is in use", self.policy.hash)
         except SecureSlurmError as error:
             LOG.error("the policy in use stays %s: %s", self.policy.hash, error)
-        self._look_at_grants()
-        self._look_at_jobs()
 
-    def _look_at_jobs(self) -> None:
+    def look_at_jobs(self) -> None:
+        """Where tagged jobs run now; asked more often than the rest, for a job may submit another as its first act."""
         if self._running is None:
             return
         try:

@@ -162,6 +162,11 @@ def _in_child(asked: list[Asked], job: HookJob, writing: int, deadline: float) -
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, deadline + 1)
+        # whoever hangs here for ever must not hold slurmd's pipe, which it reads to the end, nor be in its group
+        os.setpgid(0, 0)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for standard in (0, 1, 2):
+            os.dup2(nothing, standard)
         os.closerange(3, writing)
         os.closerange(writing + 1, 4096)
         os.chdir("/")

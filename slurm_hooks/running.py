@@ -22,6 +22,8 @@ from conf.tag import Tag, parse_extra
 
 LOG = logging.getLogger(__name__)
 MAX_BYTES = 1024 * 1024
+LOOK_EVERY = 0.1
+"""Seconds between two looks of the decision daemon, and twice that what a start waits after it was written down."""
 
 
 class Inside(NamedTuple):

@@ -52,7 +52,7 @@ def walk(path: str, job: HookJob, *, folder: bool = False) -> list[str]:
     if not path.startswith("/") or ".." in parts:
         raise Unresolved("it is not a plain absolute path")
     if folder:
-        real = os.path.realpath(path, strict=True)
+        real = _real(path)
         os.stat(f"{real}/.")
         return [real]
     if "\\" in path:
@@ -70,7 +70,7 @@ def _step(place: str, part: str, job: HookJob, left: list[int], *, last: bool) -
     plain, fits = _pattern(part, job)
     if fits is None:
         try:
-            yield _final(place, plain) if last else os.path.realpath(os.path.join(place, plain), strict=True)
+            yield _final(place, plain) if last else _real(os.path.join(place, plain))
         except FileNotFoundError:
             # one of the places that a pattern may mean need not have it; when none has, nothing is left to go on with
             if left[0] == MAX_LOOKED_AT:
@@ -83,7 +83,7 @@ def _step(place: str, part: str, job: HookJob, left: list[int], *, last: bool) -
         whole = os.path.join(place, name)
         if fits(name) and (os.path.islink(whole) if last else os.path.isdir(whole)):
             with suppress(FileNotFoundError):
-                yield _final(place, name) if last else os.path.realpath(whole, strict=True)
+                yield _final(place, name) if last else _real(whole)
     if last:
         # a new file of that name; the place itself stands for it
         yield os.path.join(place, "%")
@@ -113,7 +113,7 @@ def _final(place: str, name: str, links: int = _MAX_LINKS) -> str:
     """Where the file of that name in a resolved directory is, or would be made."""
     whole = os.path.join(place, name)
     try:
-        return os.path.realpath(whole, strict=True)
+        return _real(whole)
     except FileNotFoundError:
         if not os.path.islink(whole):
             return whole
@@ -121,4 +121,15 @@ def _final(place: str, name: str, links: int = _MAX_LINKS) -> str:
             raise Unresolved("too many links") from None
         # a link to nothing: what is opened for writing is made where it points
         folder, _, target = os.path.join(place, os.readlink(whole)).rstrip("/").rpartition("/")
-        return _final(os.path.realpath(folder or "/", strict=True), target, links - 1)
+        return _final(_real(folder or "/"), target, links - 1)
+
+
+def _real(path: str) -> str:
+    """The path without links. Raises Unresolved where the kernel goes another way than the texts of the links say.
+
+    It does at the links of /proc (proc(5), ``/proc/pid/root``), which lead into other mount namespaces.
+    """
+    real = os.path.realpath(path, strict=True)
+    if not os.path.samestat(os.stat(path), os.stat(real)):
+        raise Unresolved("it leads out of this node's own file systems")
+    return real

@@ -70,6 +70,8 @@ class Database:
 
     def __enter__(self) -> Self:
         data = self.directory / "data"
+        # of an earlier module of the same tests
+        shutil.rmtree(data, ignore_errors=True)
         data.mkdir(parents=True)
         # what mariadb-install-db does; that one needs the client's package
         tables = "".join((Path("/usr/share/mariadb") / name).read_text() for name in _TABLES)

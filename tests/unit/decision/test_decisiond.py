@@ -23,9 +23,10 @@ from pytest_mock import MockerFixture
 from audit.chain import AuditError
 from conf.errors import ConfigError
 from conf.tag import Tag
+from slurm_hooks import decider as deciding
 from slurm_hooks import decisiond, running, wire
 from slurm_hooks.answering import Peer
-from slurm_hooks.decisiond import Decider
+from slurm_hooks.decider import Decider
 from slurm_hooks.membership import Group
 from slurm_hooks.snapshot import Snapshot, write_snapshot
 
@@ -314,7 +315,7 @@ def test_users_with_a_running_tagged_job_are_named(
     assert ask(decider, plain)["ask_about"] == "1001,1003"
     assert decider.note({**plain, "verb": b"note"}, PEER)["ask_about"] == "1001,1003"
 
-    monkeypatch.setattr(decisiond, "MAX_USERS", 8)
+    monkeypatch.setattr(deciding, "MAX_USERS", 8)
     assert not {"policy", "ask_about"} & ask(decider, plain).keys()
 
 

@@ -139,3 +139,19 @@ def test_a_file_without_links_beside_many_is_found_and_too_many_are_refused(
     monkeypatch.setattr(module, "MAX_LOOKED_AT", 10)
     with pytest.raises(Unresolved, match="too many"):
         led(phi / "o-%a")
+
+
+def test_where_the_kernel_goes_another_way_than_the_links_say(phi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does at /proc/PID/root of a process in a mount namespace of its own."""
+    (phi / "elsewhere").mkdir()
+    real = module.os.path.realpath
+
+    def by_text(path: str, *, strict: bool = False) -> str:
+        return str(phi / "elsewhere") if path.endswith("/away") else str(real(path, strict=strict))
+
+    (phi / "away").mkdir()
+    monkeypatch.setattr(module.os.path, "realpath", by_text)
+    with pytest.raises(Unresolved, match="own file systems"):
+        walk(f"{phi}/away/file", JOB)
+    with pytest.raises(Unresolved):
+        walk(f"{phi}/away", JOB, folder=True)
