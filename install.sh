@@ -72,6 +72,7 @@ launcher secure-slurm-decisiond slurm_hooks.decisiond main
 launcher secure-slurm-lifecycled slurm_hooks.lifecycled main
 launcher secure-slurm-noded slurm_hooks.noded main
 launcher secure-slurm-ldapd slurm_hooks.ldapd main
+launcher secure-slurm-glassd slurm_hooks.glassd main
 chmod 755 "$prefix"/bin/secure-* "$prefix"/hooks/*log*
 ln -sf "$prefix/bin/secure-slurm" "$prefix/bin/secure-sbatch" "$prefix/bin/secure-srun" "$prefix/bin/secure-salloc" /usr/local/bin/
 if [ "$role" = login ]; then
@@ -100,7 +101,7 @@ folders() {  # the lines of tmpfiles.d for this role
 }
 here="/^#/!s|%l|${node:-%l}|g; s|/opt/secure-slurm|$prefix|g"
 units=
-[ -z "$head" ] || units="secure-slurm-ldapd secure-slurm-decisiond secure-slurm-lifecycled"
+[ -z "$head" ] || units="secure-slurm-ldapd secure-slurm-decisiond secure-slurm-lifecycled secure-slurm-glassd"
 [ -z "$compute" ] || units="$units secure-slurm-noded secure-slurm-imds"
 if [ -d /run/systemd/system ]; then
   folders | sed "$here" > /etc/tmpfiles.d/secure-slurm.conf

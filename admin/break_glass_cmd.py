@@ -1,6 +1,6 @@
 """``secure-slurm break-glass``: ask for an exception, approve another's, end one, see them all.
 
-Each file is written as the person who runs this: the kernel says whose it is, and nothing else does. What is checked
+Everything is said to secure-slurm-glassd, whom the kernel tells who says it, and nothing else does. What is checked
 here spares people a wait; what counts is decided by the daemons, who know the members of the groups.
 """
 
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import secrets
 import time
 from collections.abc import Callable
 
 from admin.output import printable, say, say_json, say_table
-from conf.errors import EXIT_OK, ConfigError, Refused, UsageError
+from conf.errors import EXIT_OK, Refused, UsageError
 from conf.policy import DEFAULT_PATH as POLICY_PATH
 from conf.policy import Policy, load_policy
 from conf.quote import did_you_mean, quote
@@ -22,9 +21,11 @@ from conf.tag import is_name
 from conf.units import format_duration, parse_duration
 from slurm_hooks import breakglass_papers as papers
 from slurm_hooks.breakglass import ROOT, Frame, Grant, judge
-from slurm_hooks.breakglass_dir import Box, open_folder, write
+from slurm_hooks.breakglass_ask import ask, listing
 from slurm_hooks.breakglass_live import Accounts
+from slurm_hooks.record import safe_user
 from slurm_hooks.snapshot import Snapshot
+from slurm_hooks.wire import text
 
 _COUNTS = "the daemons look every second; see 'secure-slurm break-glass list'"
 _SEEN = "Whether everybody is in the group that they must be in was not checked: only root may read the members."
@@ -80,8 +81,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run_request(args: argparse.Namespace) -> int:
-    """Write ``<id>.request``."""
-    folder, policy = _folder(args), load_policy(args.policy)
+    """Ask for something; says the id that it got."""
+    path, policy = _socket(args), load_policy(args.policy)
     _as_oneself()
     seconds = parse_duration(args.length)
     if policy.break_glass is None:
@@ -89,78 +90,55 @@ def run_request(args: argparse.Namespace) -> int:
     if seconds < 1 or seconds > policy.break_glass.longest:
         most = format_duration(policy.break_glass.longest)
         raise Refused("glass.too-long", f"the policy gives {most} at most", advice=f"ask with --for {most} or less")
-    now = int(time.time())
-    asked = papers.Request(
-        id=f"{time.strftime('%Y%m%d', time.gmtime(now))}-{secrets.token_hex(4)}",
-        user=args.user,
-        role=_role(args.role, policy),
-        job=args.job,
-        time=now,
-        until=now + int(seconds),
-        reason=_reason(args.reason),
-    )
-    data = papers.dump_request(asked)
-    try:
-        papers.parse_request(asked.id, data)
-    except Refused as error:
-        raise UsageError(str(error), advice="see 'secure-slurm break-glass request --help'") from None
-    write(folder, f"{asked.id}.request", data)
-    told = {"id": asked.id, "until": _when(asked.until), "sha256": papers.digest(data)}
-    _done(args, told, f"asked for as {asked.id}; somebody else must run: secure-slurm break-glass approve {asked.id}")
+    if not safe_user(args.user) or (args.job is not None and args.job < 1):
+        raise UsageError("that is no user or no job", advice="see 'secure-slurm break-glass request --help'")
+    what = {"role": _role(args.role, policy) or ""} if args.job is None else {"job": str(args.job)}
+    reason = _reason(args.reason)
+    answer = ask(path, "request", user=args.user, seconds=str(int(seconds)), reason=reason, **what)
+    name, until, digest = (text(answer, field) for field in ("id", "until", "sha256"))
+    told = {"id": name, "until": _when(int(until)), "sha256": digest}
+    _done(args, told, f"asked for as {name}; somebody else must run: secure-slurm break-glass approve {name}")
     return EXIT_OK
 
 
 def run_approve(args: argparse.Namespace) -> int:
-    """Write ``<id>.approval``, which names the bytes of the request as they are now."""
-    folder = _folder(args)
+    """Approve the request as it is now: what is sent names its bytes."""
+    path = _socket(args)
     _as_oneself()
-    found = _paper(args, "request")
+    reason, found = _reason(args.reason), _request(args, path)
     asked = papers.parse_request(args.id, found.data)
-    accounts = Accounts()
-    if _me() in {found.owner, accounts.uid_of(asked.user)}:
+    if _me() in {asked.by, Accounts().uid_of(asked.user)}:
         raise Refused(
             "glass.same-person",
             "nobody approves what they ask for or get themselves",
             advice="somebody else must do it",
         )
-    note = papers.Note(args.id, papers.digest(found.data), _reason(args.reason))
-    write(folder, f"{args.id}.approval", papers.dump_note(note))
-    told = {"id": args.id, "until": _when(asked.until), "sha256": note.digest}
+    digest = papers.digest(found.data)
+    ask(path, "approve", id=args.id, sha256=digest, reason=reason)
+    told = {"id": args.id, "until": _when(asked.until), "sha256": digest}
     what = f"{_what(asked)} for {asked.user}, until {told['until']}: {asked.reason}"
     _done(args, told, f"approved {args.id}: {what}\n{_COUNTS}")
     return EXIT_OK
 
 
 def run_end(args: argparse.Namespace) -> int:
-    """Write ``<id>.end``; where somebody has put one that is not theirs to write, take the own file away."""
-    folder = _folder(args)
-    found = {kind: paper for kind in papers.KINDS if (paper := _box(args).papers.get(args.id, {}).get(kind))}
-    mine = [kind for kind in ("request", "approval") if kind in found and found[kind].owner == _me()]
-    if "request" not in found:
-        raise UsageError(f"there is no request {quote(args.id)}", advice="see 'secure-slurm break-glass list'")
-    if not mine and _me() != ROOT:
-        raise Refused(
-            "glass.end", "only its requester, its approver or root ends a grant", advice="ask one of them to end it"
-        )
-    data = papers.dump_note(papers.Note(args.id, "", _reason(args.reason)))
-    try:
-        write(folder, f"{args.id}.end", data)
-    except UsageError:
-        if not mine or found["end"].owner in {ROOT, _me()}:
-            raise
-        os.unlink(f"{args.id}.{mine[0]}", dir_fd=folder)
+    """End it, for good."""
+    path = _socket(args)
+    reason = _reason(args.reason)
+    _request(args, path)
+    ask(path, "end", id=args.id, reason=reason)
     _done(args, {"id": args.id}, f"ended {args.id}; {_COUNTS}")
     return EXIT_OK
 
 
 def run_list(args: argparse.Namespace) -> int:
     """Every grant with its state, judged as the daemons do it; without the members where they may not be read."""
-    policy, box, now = load_policy(args.policy), _box(args), time.time()
+    policy, shown, now = load_policy(args.policy), listing(_socket(args)), time.time()
     members = _members(args, now)
     frame = Frame(policy, members, Accounts(), now)
-    grants = [judge(name, found, frame) for name, found in sorted(box.papers.items())]
+    grants = [judge(name, found, frame) for name, found in sorted(shown.papers.items())]
     if args.json:
-        odd = [{"file": each.name, "uid": each.owner, "problem": each.what} for each in box.odd]
+        odd = [{"file": each.name, "uid": each.owner, "problem": each.what} for each in shown.odd]
         say_json({"grants": [_as_json(each) for each in grants], "ignored": odd, "members": members is not None})
         return EXIT_OK
     accounts = frame.people
@@ -173,7 +151,7 @@ def run_list(args: argparse.Namespace) -> int:
         ]
         rows.append([each.id, _state(each), *about, *people, "" if asked is None else asked.reason])
     say_table(["ID", "STATE", "FOR", "WHAT", "ASKED BY", "APPROVED BY", "REASON"], rows)
-    for each_odd in box.odd:
+    for each_odd in shown.odd:
         say(printable(f"ignored: {quote(each_odd.name)} of uid {each_odd.owner} {each_odd.what}"))
     if members is None:
         say(_SEEN)
@@ -214,31 +192,31 @@ def _when(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def _done(args: argparse.Namespace, told: dict[str, str], text: str) -> None:
+def _done(args: argparse.Namespace, told: dict[str, str], words: str) -> None:
     if args.json:
         say_json(told)
     else:
-        say("\n".join(printable(line) for line in text.split("\n")))
+        say("\n".join(printable(line) for line in words.split("\n")))
 
 
 def _me() -> int:
-    """Who the files will belong to."""
+    """Who says it, as the daemon will see it."""
     return os.geteuid()
 
 
 def _as_oneself() -> None:
     if _me() == ROOT:
         raise Refused(
-            "glass.requester", "root is nobody: the file must be yours", advice="run it as yourself, without sudo"
+            "glass.requester", "root is nobody: it must be said by you", advice="run it as yourself, without sudo"
         )
 
 
-def _reason(text: str) -> str:
-    if not papers.is_reason(text):
+def _reason(given: str) -> str:
+    if not papers.is_reason(given):
         raise UsageError(
             f"--reason must be printable, on one line, and of 1 to {papers.MAX_REASON} characters", advice="shorten it"
         )
-    return text
+    return given
 
 
 def _role(name: str | None, policy: Policy) -> str | None:
@@ -247,31 +225,20 @@ def _role(name: str | None, policy: Policy) -> str | None:
     raise UsageError(f"the policy has no role {quote(name)}{did_you_mean(name, policy.roles)}", advice="name one of it")
 
 
-def _path(args: argparse.Namespace) -> str:
-    return load_site(args.config).controller.break_glass_dir
+def _socket(args: argparse.Namespace) -> str:
+    return load_site(args.config).controller.break_glass_socket
 
 
-def _folder(args: argparse.Namespace) -> int:
-    return open_folder(_path(args))
-
-
-def _box(args: argparse.Namespace) -> Box:
-    box = Box(_path(args))
-    box.poll()
-    if box.problem:
-        raise ConfigError(box.problem, advice="see docs/admin.md, Break-glass")
-    return box
-
-
-def _paper(args: argparse.Namespace, kind: str) -> papers.Paper:
-    box = _box(args)
-    found = box.papers.get(args.id, {}).get(kind)
+def _request(args: argparse.Namespace, path: str) -> papers.Paper:
+    if not papers.is_id(args.id):
+        raise UsageError(f"{quote(args.id)} is no grant's id", advice="see 'secure-slurm break-glass list'")
+    shown = listing(path, args.id)
+    found = shown.papers.get(args.id, {}).get("request")
     if found is not None:
         return found
-    odd = next((each for each in box.odd if each.name == f"{args.id}.{kind}"), None)
-    if odd is not None:
-        raise Refused("glass.file", f"the {kind} {quote(args.id)} {odd.what}", advice="it must be made anew")
-    raise UsageError(f"there is no {kind} {quote(args.id)}", advice="see 'secure-slurm break-glass list'")
+    if odd := next((each for each in shown.odd if each.name == f"{args.id}.request"), None):
+        raise Refused("glass.file", f"the request {quote(args.id)} {odd.what}", advice="it must be made anew")
+    raise UsageError(f"there is no request {quote(args.id)}", advice="see 'secure-slurm break-glass list'")
 
 
 def _members(args: argparse.Namespace, now: float) -> Snapshot | None:

@@ -119,7 +119,7 @@ EVENTS: dict[str, Event] = {
         "uid class residency scratch datasets shadowed exemption partition policy nodes restarts reason count",
     ),
     "start.refused": _event("job rule", "uid verb reason result hook restarts"),
-    # break-glass: `submit_uid` is whose file it was, `uid` who gets it, `digest` the request's
+    # break-glass: `submit_uid` is who said it, `uid` who gets it, `digest` the request's
     "glass.requested": _event("exemption digest", "uid submit_uid role until reason"),
     "glass.approved": _event("exemption digest", "uid submit_uid role until reason"),
     "glass.ended": _event("exemption digest", "uid submit_uid role until reason"),

@@ -32,7 +32,8 @@ class Controller:
     """job_submit and the decision daemon. ``deadline``: seconds for the exchange, while slurmctld waits.
 
     ``untagged`` ``local``: job_submit.lua lets a job without any trace of a tag pass by itself and tells the daemon.
-    ``break_glass_dir``: where people leave their break-glass requests and approvals, on this machine alone.
+    ``break_glass_socket``: where people ask for break-glass and approve it; ``break_glass_dir``: where its daemon keeps
+    what they said.
     """
 
     socket: forms.Path = "/run/secure-slurm/decision/decide.sock"
@@ -40,6 +41,7 @@ class Controller:
     untagged: Literal["ask", "local"] = "local"
     untagged_when_down: Literal["refuse", "allow"] = "refuse"
     record_key: forms.Path = "/etc/secure-slurm/record.key"
+    break_glass_socket: forms.Path = "/run/secure-slurm/glass/glass.sock"
     break_glass_dir: forms.Path = "/var/lib/secure-slurm/break-glass"
 
 

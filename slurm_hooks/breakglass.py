@@ -1,8 +1,9 @@
-"""Break-glass grants: which of the files that people wrote count, judged anew at every look. Pure.
+"""Break-glass grants: which of the papers that people had written count, judged anew at every look. Pure.
 
 A request says who shall get what, until when and why; the approval of exactly these bytes is somebody else's; an end
-is either's, or root's. The owner of a file is the kernel's word on who wrote it, as good as SO_PEERCRED. Because
-everything is judged again each time, a grant ends when its requester or approver leaves the group that let them do it.
+ends it for good, by being there. Each says by whom it is: secure-slurm-glassd, which writes them, has that from the
+kernel. Because everything is judged again each time, a grant ends when its requester or approver leaves the group that
+let them do it.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class People(Protocol):
 
 @attrs.frozen(kw_only=True)
 class Grant:
-    """The state of one id. Uids: ``requester`` and ``approver`` are the owners of their files, ``user`` is who gets it.
+    """The state of one id. Uids: ``requester`` and ``approver`` said so in their papers, ``user`` is who gets it.
 
-    ``actor``: whose file made the state what it is, None for the policy or the clock. ``rule`` and ``reason``: why it
+    ``actor``: whose paper made the state what it is, None for the policy or the clock. ``rule`` and ``reason``: why it
     ended or does not count. ``in-force`` is as of the look: whether it is over is asked again at each use.
     """
 
@@ -83,14 +84,12 @@ class Frame(NamedTuple):
 
 
 def judge(name: str, papers: Mapping[str, Paper], frame: Frame) -> Grant:
-    """The state of the grant ``name``, whose files are ``papers`` by kind. Never raises."""
+    """The state of the grant ``name``, whose ``papers`` are given by kind. Never raises."""
     asked = papers.get("request")
     if asked is None:
-        owner = next((paper.owner for paper in papers.values()), None)
-        return Grant(
-            id=name, state="refused", actor=owner, rule="glass.request", reason="there is no request of its id"
-        )
-    grant = Grant(id=name, state="waiting", actor=asked.owner, requester=asked.owner, digest=digest(asked.data))
+        by = next((paper.by for paper in papers.values()), None)
+        return Grant(id=name, state="refused", actor=by, rule="glass.request", reason="there is no request of its id")
+    grant = Grant(id=name, state="waiting", actor=asked.by, requester=asked.by, digest=digest(asked.data))
     try:
         request = _requested(name, asked, frame)
         grant = attrs.evolve(grant, request=request, user=frame.people.uid_of(request.user))
@@ -99,28 +98,21 @@ def judge(name: str, papers: Mapping[str, Paper], frame: Frame) -> Grant:
         return _refused(grant, error)
     approval = papers.get("approval")
     if approval is not None:
-        grant = attrs.evolve(grant, actor=approval.owner)
+        grant = attrs.evolve(grant, actor=approval.by)
         try:
-            grant = attrs.evolve(grant, reason=_approved(grant, request, approval, frame), approver=approval.owner)
+            grant = attrs.evolve(grant, reason=_approved(grant, request, approval, frame), approver=approval.by)
         except Refused as error:
             grant = _refused(grant, error)
     end = papers.get("end")
-    if end is not None and end.owner in {ROOT, grant.requester, grant.approver}:
-        return attrs.evolve(grant, state="ended", actor=end.owner, rule="glass.end", reason=_why(name, end))
+    if end is not None:
+        # who may end is asked before it is written; what is there ends, whatever it says
+        return attrs.evolve(grant, state="ended", actor=end.by, rule="glass.end", reason=_why(name, end))
     if grant.state == "refused":
         return grant
     if frame.now >= request.until:
         over = "its time is over" if grant.approver is not None else "nobody approved it in time"
         return attrs.evolve(grant, state="ended", actor=None, rule="glass.over", reason=over)
     return grant if approval is None else attrs.evolve(grant, state="in-force")
-
-
-def foreign_end(grant: Grant, papers: Mapping[str, Paper]) -> Paper | None:
-    """The end that somebody wrote who had no part in the grant: it ends nothing, and is reported."""
-    end = papers.get("end")
-    if end is None or end.owner in {ROOT, grant.requester, grant.approver} or grant.requester is None:
-        return None
-    return end
 
 
 def _requested(name: str, asked: Paper, frame: Frame) -> Request:
@@ -130,9 +122,9 @@ def _requested(name: str, asked: Paper, frame: Frame) -> Request:
 
 
 def _may_ask(asked: Paper, request: Request, frame: Frame) -> None:
-    """The request by itself: who wrote it, for whom, for what and for how long."""
+    """The request by itself: who asks, for whom, for what and for how long."""
     rules = _rules(frame)
-    _check_person("glass.requester", asked.owner, rules.requesters, frame)
+    _check_person("glass.requester", request.by, rules.requesters, frame)
     if max(asked.changed, request.time) > frame.now + SKEW or request.time > asked.changed + SKEW:
         raise Refused("glass.clock", "the request is dated in the future", advice="correct the clock, and ask again")
     if request.until - request.time > rules.longest:
@@ -159,19 +151,19 @@ def _may_ask(asked: Paper, request: Request, frame: Frame) -> None:
 
 def _approved(grant: Grant, request: Request, approval: Paper, frame: Frame) -> str:
     """The approver's reason. Refused unless it is another person's approval of exactly this request."""
-    _check_person("glass.approver", approval.owner, _rules(frame).approvers, frame)
+    note = parse_approval(grant.id, approval.data)
+    _check_person("glass.approver", note.by, _rules(frame).approvers, frame)
     if approval.changed > frame.now + SKEW:
         raise Refused(
             "glass.clock", "the approval is dated in the future", advice="correct the clock, and approve again"
         )
-    approver = _person(approval.owner, frame)
+    approver = _person(note.by, frame)
     if approver & _person(grant.requester, frame):
         raise Refused("glass.same-person", "nobody approves their own request", advice="somebody else must approve it")
     if approver & {request.user.casefold(), grant.user}:
         raise Refused(
             "glass.same-person", "nobody approves what they get themselves", advice="somebody else must approve it"
         )
-    note = parse_approval(grant.id, approval.data)
     if note.digest != grant.digest:
         raise Refused(
             "glass.digest",

@@ -1,7 +1,8 @@
 """Break-glass grants as a daemon holds them: looked at in the background, told to the trail before they count.
 
-Both daemons read the same folder. The decision daemon also keeps the trail of it, a chain of its own, and lets no
-grant count of which the trail does not know. After a restart it reads that chain, so that each step is told once.
+Both daemons read the papers that secure-slurm-glassd writes. The decision daemon also keeps the trail of them, a chain
+of its own, and lets no grant count of which the trail does not know. After a restart it reads that chain, so that each
+step is told once.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import pwd
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +20,8 @@ from audit.reading import is_trail, read_lines
 from conf.errors import ConfigError
 from conf.policy import Policy
 from conf.quote import quote
-from slurm_hooks.breakglass import Frame, Grant, foreign_end, judge
-from slurm_hooks.breakglass_dir import Box
+from slurm_hooks.breakglass import Frame, Grant, judge
+from slurm_hooks.breakglass_dir import Box, Odd
 from slurm_hooks.breakglass_papers import is_id
 from slurm_hooks.filters.verdict import Exemption
 from slurm_hooks.snapshot import Snapshot
@@ -28,7 +30,9 @@ LOG = logging.getLogger(__name__)
 
 WRITER = "break-glass"
 MAX_NEWS = 50
-"""Lines for one look: somebody who makes files as fast as they can shall not fill the disk as fast."""
+"""Lines for one look: whatever goes wrong in the folder shall not fill the disk as fast."""
+HOLDS = 60.0
+"""Seconds for which a look counts: when the next one hangs, on a disk that does not answer, nothing counts any more."""
 NAMES_LAST = 60.0
 """Seconds for which a login name is not asked for again: the name service may be on a network."""
 
@@ -94,7 +98,7 @@ class Trail:
             durable=True,
             exemption=grant.id,
             uid=grant.user,
-            submit_uid=grant.actor,
+            submit_uid=grant.requester if event == REQUESTED else grant.actor,
             role=request.role if request else None,
             job=request.job if request else None,
             until=request.until if request else None,
@@ -104,13 +108,14 @@ class Trail:
         )
         self.last[grant.id] = Told(event, grant.digest, grant.rule)
 
-    def tell_odd(self, name: str, owner: int | None, rule: str, what: str) -> None:
-        """Write that a file was ignored; once for a name and owner."""
-        reason = f"{quote(name)} {what}"
+    def tell_odd(self, odd: Odd) -> bool:
+        """Write that a file was ignored; once for a name and owner. False when that was told already."""
+        reason, owner = f"{quote(odd.name)} {odd.what}", odd.owner if odd.owner >= 0 else None
         if (reason, owner) in self.odd:
-            return
-        self._chain.append(REFUSED, durable=True, submit_uid=owner, rule=rule, reason=reason)
+            return False
+        self._chain.append(REFUSED, durable=True, submit_uid=owner, rule="glass.file", reason=reason)
         self.odd.add((reason, owner))
+        return True
 
     def read(self) -> None:
         """Learn what was told before this daemon started; once."""
@@ -158,26 +163,47 @@ class BreakGlass:
         self._trail = trail
         self._accounts = Accounts()
         self._news = 0
+        self._looked = 0.0
         self.exemptions: tuple[Exemption, ...] = ()
+
+    def current(self) -> tuple[Exemption, ...]:
+        """What the last look found; nothing when that is too long ago."""
+        return self.exemptions if time.monotonic() - self._looked <= HOLDS else ()
 
     def look(self, policy: Policy, members: Snapshot | None, now: float) -> None:
         """Judge what is in the folder. Does file I/O and asks the name service: never call it while a request waits.
 
         Without members nothing counts, and nothing is told of it: that passes, and says nothing about a grant.
+        Never raises: whatever goes wrong, nothing counts.
         """
+        began = time.monotonic()
+        found: tuple[Exemption, ...] = ()
+        try:
+            found = self._judged(policy, members, now)
+        except Exception:
+            # grants that were found earlier must not outlive a folder that cannot be looked at
+            LOG.exception("no break-glass grant counts: they could not be looked at")
+        self.exemptions, self._looked = found, began
+
+    def _judged(self, policy: Policy, members: Snapshot | None, now: float) -> tuple[Exemption, ...]:
         if self._box.poll() and self._box.problem and policy.break_glass is not None:
             LOG.error("no break-glass grant counts: %s", self._box.problem)
-        self._news = MAX_NEWS
         if members is None or (self._box.problem and policy.break_glass is not None) or not self._can_tell():
-            self.exemptions = ()
-            return
+            return ()
+        self._news = MAX_NEWS
         self._accounts.forget(now)
         frame = Frame(policy, members, self._accounts, now)
         grants = [judge(name, papers, frame) for name, papers in sorted(self._box.papers.items())]
-        known = [grant for grant in grants if self._tell(grant)]
-        self._tell_odd(grants)
+        # what counts or has ended must not wait behind what does not count: the lines of one look are limited
+        wanted = [grant for grant in grants if grant.state in ("in-force", "ended")]
+        known = [grant for grant in wanted if self._tell(grant)]
         self._tell_gone({grant.id for grant in grants})
-        self.exemptions = tuple(each for each in (grant.exemption() for grant in known) if each is not None)
+        for state in ("waiting", "refused"):
+            for grant in grants:
+                if grant.state == state:
+                    self._tell(grant)
+        self._tell_odd()
+        return tuple(each for each in (grant.exemption() for grant in known) if each is not None)
 
     def _can_tell(self) -> bool:
         try:
@@ -193,6 +219,8 @@ class BreakGlass:
         if self._trail is None:
             return True
         told = self._trail.last.get(grant.id)
+        if told is not None and told.event == ENDED and not grant.digest:
+            return False  # an old grant that is being cleared away: its request goes first
         if told is not None and told.digest != grant.digest:
             if told.event == APPROVED:
                 self._end(grant.id, told, "glass.digest", "its request was changed")
@@ -205,32 +233,33 @@ class BreakGlass:
     def _write(self, event: str, grant: Grant) -> bool:
         if self._trail is None or self._news <= 0:
             return False
-        self._news -= 1
         try:
             self._trail.tell(event, grant)
         except (AuditError, ValueError) as error:
+            self._stuck(error)
             LOG.error("break-glass %s does not count: %s", grant.id, error)
             return False
+        self._news -= 1
         LOG.warning("break-glass %s: %s %s", grant.id, event, grant.reason)
         return True
 
-    def _tell_odd(self, grants: list[Grant]) -> None:
-        ends = ((grant.id, foreign_end(grant, self._box.papers[grant.id])) for grant in grants)
-        found = [
-            (f"{name}.end", end.owner, "glass.end", "is by nobody who has a part in it") for name, end in ends if end
-        ]
-        found += [(each.name, each.owner, "glass.file", each.what) for each in self._box.odd]
-        for name, owner, rule, what in found:
+    def _stuck(self, error: Exception) -> None:
+        """A trail that cannot be written is not tried again for each line; another look will."""
+        if isinstance(error, AuditError):
+            self._news = 0
+
+    def _tell_odd(self) -> None:
+        for each in self._box.odd:
             if self._trail is None or self._news <= 0:
                 return
-            self._news -= 1
             try:
-                self._trail.tell_odd(name, owner if owner >= 0 else None, rule, what)
+                self._news -= self._trail.tell_odd(each)
             except (AuditError, ValueError) as error:
-                LOG.error("the trail of break-glass lacks %s: %s", quote(name), error)
+                self._stuck(error)
+                LOG.error("the trail of break-glass lacks %s: %s", quote(each.name), error)
 
     def _tell_gone(self, there: set[str]) -> None:
-        """A request that was taken away ends its grant."""
+        """A request that is not there any more ends its grant."""
         for name, told in [] if self._trail is None else sorted(self._trail.last.items()):
             if name not in there and told.event in (REQUESTED, APPROVED) and is_id(name):
                 self._end(name, told, "glass.request", "its request was taken away")

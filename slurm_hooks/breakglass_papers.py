@@ -1,8 +1,7 @@
-"""The three kinds of files that make a break-glass grant, in their one canonical form. Pure.
+"""The three kinds of papers that make a break-glass grant, in their one canonical form. Pure.
 
-Nothing in them says who wrote them: that is the file's owner. They are read by daemons and written by people, so
-whatever is not exactly what ``secure-slurm break-glass`` writes is refused: nobody shall approve bytes that two readers
-could understand in two ways.
+``by`` in each is the uid of who said it, as the kernel told secure-slurm-glassd, which alone writes them. Whatever is
+not exactly what it writes is refused: nobody shall approve bytes that two readers could understand in two ways.
 """
 
 from __future__ import annotations
@@ -27,24 +26,29 @@ _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _MAX_JOB = 0xFFFFFFFD  # slurm.h: below NO_VAL
 _MAX_TIME = 2**40
+_MAX_UID = 2**32 - 2  # (uid_t)-1 means none (chown(2))
 
 
 class Paper(NamedTuple):
-    """A file as it was found: its owner's uid, its bytes, and when it was last changed (ctime, Unix seconds)."""
+    """A file as it was found: who said it (uid), its bytes, and when it was last changed (ctime, Unix seconds).
 
-    owner: int
+    ``by`` None: that cannot be read in it.
+    """
+
+    by: int | None
     data: bytes
     changed: float
 
 
 @attrs.frozen(kw_only=True)
 class Request:
-    """What is asked for: that ``user`` holds ``role``, or may change the tag of ``job``, from ``time`` to ``until``.
+    """What ``by`` asks for: that ``user`` holds ``role``, or may change the tag of ``job``, from ``time`` to ``until``.
 
     Times in Unix seconds; exactly one of ``role`` and ``job`` is set.
     """
 
     id: str
+    by: int
     user: str
     role: str | None = None
     job: int | None = None
@@ -54,9 +58,10 @@ class Request:
 
 
 class Note(NamedTuple):
-    """An approval (``digest``: SHA-256 of the request's bytes) or an end (no digest), and why."""
+    """An approval (``digest``: SHA-256 of the request's bytes) or an end (no digest): who says so, and why."""
 
     id: str
+    by: int
     digest: str
     reason: str
 
@@ -83,12 +88,14 @@ def dump_request(request: Request) -> bytes:
 
 def dump_note(note: Note) -> bytes:
     """The bytes of an approval's file, or without a digest of an end's."""
-    return _dump({"id": note.id, "reason": note.reason, **({"sha256": note.digest} if note.digest else {})})
+    return _dump(
+        {"id": note.id, "by": note.by, "reason": note.reason, **({"sha256": note.digest} if note.digest else {})}
+    )
 
 
 def parse_request(name: str, data: bytes) -> Request:
     """The request in a file called ``<name>.request``. Refused ``glass.syntax`` for anything but what we write."""
-    fields = _Fields("request", name, data, {"id", "user", "time", "until", "reason"}, {"role", "job"})
+    fields = _Fields("request", name, data, {"id", "by", "user", "time", "until", "reason"}, {"role", "job"})
     role, job = fields.text("role"), fields.number("job", _MAX_JOB)
     user, time, until = fields.text("user"), fields.number("time", _MAX_TIME), fields.number("until", _MAX_TIME)
     if (role is None) == (job is None) or (role is not None and not is_name(role)):
@@ -97,21 +104,34 @@ def parse_request(name: str, data: bytes) -> Request:
         raise fields.malformed("its user is no login name")
     if time is None or until is None or until <= time:
         raise fields.malformed("it must say from when to when")
-    return Request(id=name, user=user, role=role, job=job, time=time, until=until, reason=fields.reason())
+    return Request(
+        id=name, by=fields.by(), user=user, role=role, job=job, time=time, until=until, reason=fields.reason()
+    )
 
 
 def parse_approval(name: str, data: bytes) -> Note:
     """The approval in a file called ``<name>.approval``. Refused ``glass.syntax``."""
-    fields = _Fields("approval", name, data, {"id", "reason", "sha256"}, set())
+    fields = _Fields("approval", name, data, {"id", "by", "reason", "sha256"}, set())
     found = fields.text("sha256")
     if found is None or not _DIGEST.fullmatch(found):
         raise fields.malformed("its sha256 is none")
-    return Note(name, found, fields.reason())
+    return Note(name, fields.by(), found, fields.reason())
 
 
 def parse_end(name: str, data: bytes) -> Note:
     """The end in a file called ``<name>.end``. Refused ``glass.syntax``; it ends the grant all the same."""
-    return Note(name, "", _Fields("end", name, data, {"id", "reason"}, set()).reason())
+    fields = _Fields("end", name, data, {"id", "by", "reason"}, set())
+    return Note(name, fields.by(), "", fields.reason())
+
+
+def said_by(data: bytes) -> int | None:
+    """Whose paper it is, also of one that is not in the canonical form; None when it does not say."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    by = found.get("by") if isinstance(found, dict) else None
+    return by if isinstance(by, int) and not isinstance(by, bool) and 0 <= by <= _MAX_UID else None
 
 
 class _Fields:
@@ -140,14 +160,21 @@ class _Fields:
             raise self.malformed(f"its {name} is a number")
         return value
 
-    def number(self, name: str, most: int) -> int | None:
-        """A whole number above zero; None when it is not there."""
+    def number(self, name: str, most: int, least: int = 1) -> int | None:
+        """A whole number; None when it is not there."""
         value = self._found.get(name)
         if value is None:
             return None
-        if isinstance(value, str) or not 0 < value <= most:
+        if isinstance(value, str) or not least <= value <= most:
             raise self.malformed(f"its {name} is no number that it can be")
         return value
+
+    def by(self) -> int:
+        """Whose paper it is."""
+        uid = self.number("by", _MAX_UID, 0)
+        if uid is None:
+            raise self.malformed("it does not say whose it is")
+        return uid
 
     def reason(self) -> str:
         """Why, in words that can be shown."""
@@ -161,7 +188,7 @@ class _Fields:
         return Refused(
             "glass.syntax",
             f"the {self._kind} cannot be read: {what}",
-            advice="write it with 'secure-slurm break-glass'",
+            advice="papers are written by secure-slurm-glassd alone",
         )
 
 

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Self
 
@@ -23,20 +24,29 @@ LOG = logging.getLogger(__name__)
 MAX_CONNECTIONS = 1024
 
 Handler = Callable[[Fields, Peer], Awaitable[Answer]]
-Handlers = Mapping[str, tuple[frozenset[int], Handler]]
+Handlers = Mapping[str, tuple[frozenset[int] | None, Handler]]
 
 
-async def serve(path: str, handlers: Handlers, *, mode: int, group: int | None, deadline: float) -> Listener:
+async def serve(
+    path: str,
+    handlers: Handlers,
+    *,
+    mode: int,
+    group: int | None,
+    deadline: float,
+    most_of_one: int = MAX_CONNECTIONS,
+) -> Listener:
     """Listen on ``path``; returns once connections are accepted. Close the returned listener to stop.
 
-    ``handlers`` maps each verb to the uids that may use it and the coroutine that answers. An answer without
-    ``verdict`` is sent as a refusal. ``mode`` and ``group`` (gid) are set before the first connection is possible.
-    ``deadline`` (seconds) bounds the arrival of a request once its first byte is there, and then its handling and
-    answer. Raises ConfigError when the path is taken by something that is not a dead socket of an earlier run.
+    ``handlers`` maps each verb to the uids that may use it (None: whoever can connect) and the coroutine that answers.
+    An answer without ``verdict`` is sent as a refusal. ``mode`` and ``group`` (gid) are set before the first connection
+    is possible. ``deadline`` (seconds) bounds the arrival of a request once its first byte is there, and then its
+    handling and answer. ``most_of_one``: connections that one user may have at a time. Raises ConfigError when the path
+    is taken by something that is not a dead socket of an earlier run.
     """
     listening = answering.bind(path, mode, group)
     listening.setblocking(False)
-    listener = Listener(path, os.stat(path).st_ino, handlers, deadline)  # noqa: PTH116  as bound, no Path needed
+    listener = Listener(path, os.stat(path).st_ino, handlers, deadline, most_of_one)  # noqa: PTH116  as bound, no Path needed
     try:
         await listener.start(listening)
     except BaseException:
@@ -48,12 +58,15 @@ async def serve(path: str, handlers: Handlers, *, mode: int, group: int | None, 
 class Listener:
     """A running server. Usable as an async context manager that closes it."""
 
-    def __init__(self, path: str, inode: int, handlers: Handlers, deadline: float) -> None:
+    def __init__(self, path: str, inode: int, handlers: Handlers, deadline: float, most_of_one: int) -> None:
         self._path = path
         self._inode = inode
         self._handlers = dict(handlers)
-        self._known = frozenset[int]().union(*(uids for uids, _ in self._handlers.values()))
+        self._known = frozenset[int]().union(*(uids for uids, _ in self._handlers.values() if uids is not None))
+        self._open = any(uids is None for uids, _ in self._handlers.values())
         self._deadline = deadline
+        self._most_of_one = most_of_one
+        self._of_one = Counter[int]()
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
@@ -88,8 +101,15 @@ class Listener:
                 LOG.warning("%s: more than %d connections, one was closed unread", self._path, MAX_CONNECTIONS)
                 return
             peer = answering.peer_of(writer.get_extra_info("socket"))
-            while await self._one(reader, writer, peer):
-                pass
+            if self._of_one[peer.uid] >= self._most_of_one:
+                LOG.warning("%s: too many connections of uid %d, one was closed unread", self._path, peer.uid)
+                return
+            self._of_one[peer.uid] += 1
+            try:
+                while await self._one(reader, writer, peer):
+                    pass
+            finally:
+                self._of_one[peer.uid] -= 1
         except (OSError, TimeoutError, asyncio.CancelledError):
             # gone, too slow to read its answer, or the daemon stops: there is nobody to tell
             LOG.debug("%s: a connection ended early", self._path)
@@ -125,7 +145,10 @@ class Listener:
         """The answer and whether the connection may be kept."""
         verb = answering.verb_of(fields)
         uids, handler = self._handlers.get(verb, (None, None))
-        no = answering.not_admitted(self._path, fields, peer, uids, self._known)
+        known, anybody = self._known, frozenset({peer.uid})
+        if self._open:
+            known, uids = known | anybody, anybody if handler is not None and uids is None else uids
+        no = answering.not_admitted(self._path, fields, peer, uids, known)
         if no is not None or handler is None:
             return no or answering.broken(), False
         return await self._handle(handler, fields, peer, verb)

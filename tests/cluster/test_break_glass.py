@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ FOLDER = Path("/var/lib/secure-slurm/break-glass")
 def glass(clean: Cluster) -> Iterator[Cluster]:
     yield clean
     for path in FOLDER.iterdir():
-        path.unlink()
+        path.rmdir() if path.is_dir() else path.unlink()
 
 
 def request(cluster: Cluster, who: str, *words: str) -> str:
@@ -99,12 +100,12 @@ def test_a_role_for_an_hour(glass: Cluster) -> None:
 
 
 def test_who_may_take_no_part(glass: Cluster) -> None:
-    # bob is not in the folder's group
+    # bob is not in the socket's group
     done = glass.as_user("bob", [*TOOL, "request", "--user", "bob", "--role", "phi-eu", "--for", "1h", "--reason", "x"])
     assert done.returncode == 3
     assert "group" in done.stderr
     assert glass.as_user("bob", [*TOOL, "list"]).returncode == 3
-    # alice may write there, and is no requester
+    # alice may connect, and is no requester
     grant = request(glass, "alice", "--user", "bob", "--role", "phi-eu")
     wait_told(glass, grant, "glass.refused")
     assert trail(grant)[0]["rule"] == "glass.requester"
@@ -115,9 +116,61 @@ def test_who_may_take_no_part(glass: Cluster) -> None:
     assert glass.as_user("bob", ["secure-sbatch", *TAG, "--wrap=true"]).returncode == 1
     assert f"{grant}" in glass.tool("break-glass", "list").stdout
     assert "glass.approver" in glass.tool("break-glass", "list").stdout
-    # nobody takes away or replaces what is another's
-    assert glass.as_user("oper", ["rm", "-f", str(FOLDER / f"{grant}.request")]).returncode != 0
-    assert glass.as_user("oper", ["mv", "-f", "/etc/hostname", str(FOLDER / f"{grant}.request")]).returncode != 0
+    # alice has no part in it, and the daemon knows that it is her
+    foreign = glass.as_user("alice", [*TOOL, "end", grant, "--reason", "x"])
+    assert foreign.returncode == 1
+    assert "only its requester" in foreign.stderr
+    # root is nobody
+    assert glass.tool("break-glass", "approve", grant, "--reason", "x", check=False).returncode == 1
+
+
+def test_nobody_but_the_daemon_writes_a_paper(glass: Cluster) -> None:
+    """What broke the folder in which people wrote as themselves: unpacking, linking, taking away, hiding."""
+    grant = request(glass, "oper", "--user", "bob", "--role", "phi-eu")
+    mine, theirs = FOLDER / f"{grant}.request", FOLDER / f"{grant}.end"
+    for words in (
+        ["rm", "-f", str(mine)],
+        ["mv", "-f", "/etc/hostname", str(mine)],
+        ["ln", str(mine), str(FOLDER / "g1.request")],
+        ["mkdir", str(theirs)],
+        ["touch", str(FOLDER / f"{grant}.approval")],
+        ["tar", "-C", str(FOLDER), "-xf", "/home/carol/papers.tar"],
+        ["cat", str(mine)],
+    ):
+        glass.as_user("carol", ["tar", "-C", "/etc", "-cf", "/home/carol/papers.tar", "hostname"], check=True)
+        assert glass.as_user("carol", words).returncode != 0, words
+    # a file of somebody's that gets there all the same counts for nothing
+    asked = json.loads(mine.read_text())
+    note = {"by": asked["by"], "id": grant, "reason": "x", "sha256": "0" * 64}
+    planted = FOLDER / f"{grant}.approval"
+    glass.write(planted, json.dumps(note), mode=0o640, owner="carol")
+    glass.until(lambda: "is not secure-glass's" in glass.tool("break-glass", "list").stdout, "the list to show it")
+    assert "waiting" in glass.tool("break-glass", "list").stdout
+    planted.unlink()
+    approve(glass, "carol", grant)
+    wait_told(glass, grant, "glass.approved")
+    status = planted.stat()
+    assert (planted.owner(), planted.group(), status.st_mode & 0o7777) == ("secure-glass", "secure-record", 0o640)
+
+    def submits() -> bool:
+        return glass.as_user("bob", ["secure-sbatch", *TAG, "--hold", "--wrap=true"]).returncode == 0
+
+    assert submits()
+    # with a folder that others can write to there are no exemptions, and with a good one there are again
+    FOLDER.chmod(0o2770)
+    glass.until(lambda: not submits(), "the grant to count no more", 20)
+    FOLDER.chmod(0o2750)
+    glass.until(submits, "the grant to count again", 20)
+    # an end is there as soon as its name is; and it is the last word
+    theirs.mkdir()
+    wait_told(glass, grant, "glass.ended")
+    assert not submits()
+    assert glass.as_user("oper", [*TOOL, "end", grant, "--reason", "x"]).returncode == 1
+    lines = trail(grant)
+    uids = [
+        (line["event"], line["submit_uid"]) for line in lines if line["event"] in ("glass.requested", "glass.approved")
+    ]
+    assert uids == [("glass.requested", pwd.getpwnam("oper").pw_uid), ("glass.approved", pwd.getpwnam("carol").pw_uid)]
 
 
 def test_a_restart_of_the_daemon_tells_nothing_twice(glass: Cluster) -> None:

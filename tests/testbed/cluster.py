@@ -148,7 +148,8 @@ class Cluster(People):
         self.make("/var/lib/secure-slurm/lifecycle/ended", "secure-life", 0o770, group="slurm")
         self.make("/var/lib/secure-slurm/lifecycle/running", "secure-life", 0o2750, group="secure-record")
         self.make("/var/lib/secure-slurm/scratch", "root", 0o700)
-        self.make("/var/lib/secure-slurm/break-glass", "root", 0o3770, group="secure-break-glass")
+        self.make(f"{settings.RUN}/glass", "secure-glass", 0o2750, group="secure-break-glass")
+        self.make("/var/lib/secure-slurm/break-glass", "secure-glass", 0o2750, group="secure-record")
         for person in settings.GLASS:
             self.command(["usermod", "-a", "-G", "secure-break-glass", person])
         slurm = Path("/etc/slurm")
@@ -199,8 +200,10 @@ class Cluster(People):
         self.until(lambda: Path(f"{settings.RUN}/snapshot/members.json").exists(), "the membership snapshot")
         self.daemon("decisiond", "secure-decide")
         self.daemon("lifecycled", "secure-life")
+        self.daemon("glassd", "secure-glass")
         self.until(lambda: Path(f"{settings.RUN}/decision/decide.sock").exists(), "the decision daemon")
         self.until(lambda: Path(f"{settings.RUN}/lifecycle/lifecycle.sock").exists(), "the lifecycle daemon")
+        self.until(lambda: Path(f"{settings.RUN}/glass/glass.sock").exists(), "the break-glass daemon")
 
     def start_slurm(self) -> None:
         """slurmctld and the four nodes."""

@@ -7,7 +7,7 @@ from tests.testbed.slapd import group, group_dn, person, user
 ADDRESS = "10.99.0.1"
 NODES = {"n1": "eu-central-1", "n2": "eu-central-1", "n3": "us-east-1", "n4": "us-east-1"}
 USERS = ("alice", "bob", "carol", "oper")
-GLASS = ("alice", "carol", "oper")  # in the group that may leave break-glass files
+GLASS = ("alice", "carol", "oper")  # in the group that may speak to the break-glass daemon
 RUN = "/run/secure-slurm"
 LOG = "/var/log/secure-slurm"
 ETC = "/etc/secure-slurm"

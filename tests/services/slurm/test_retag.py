@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pwd
 import re
 import time
@@ -29,7 +28,8 @@ class Glass(Filtered):
 
     def prepare(self) -> None:
         FOLDER.mkdir(parents=True, exist_ok=True)
-        FOLDER.chmod(0o3770)
+        # nobody but root has to be the daemon that writes there
+        FOLDER.chmod(0o755)
         super().prepare()
         run("sacctmgr", "-i", "modify", "user", "bob", "set", "adminlevel=Administrator")
         groups = {GROUP: {"alice"}, ASK: {"carol"}, APPROVE: {"alice"}}
@@ -42,16 +42,15 @@ class Glass(Filtered):
         now = int(time.time())
         name = f"{user}-{job}"
         asked = papers.dump_request(
-            papers.Request(id=name, user=user, job=int(job), time=now, until=now + 600, reason="a test")
+            papers.Request(
+                id=name, by=uid("carol"), user=user, job=int(job), time=now, until=now + 600, reason="a test"
+            )
         )
-        for kind, owner, data in (
-            ("request", "carol", asked),
-            ("approval", "alice", papers.dump_note(papers.Note(name, papers.digest(asked), "a test"))),
-        ):
-            path = FOLDER / f".{kind}"
+        approval = papers.Note(name, uid("alice"), papers.digest(asked), "a test")
+        for kind, data in (("request", asked), ("approval", papers.dump_note(approval))):
+            path = FOLDER / f".new-{kind}"
             path.write_bytes(data)
             path.chmod(0o640)
-            os.chown(path, pwd.getpwnam(owner).pw_uid, -1)
             path.rename(FOLDER / f"{name}.{kind}")
         until(lambda: ("glass.approved", name) in told(), f"grant {name}")
         return name
@@ -60,6 +59,10 @@ class Glass(Filtered):
         """The whole admin comment, which has spaces."""
         line = self.people["root"].says(f"show job {job}")
         return re.sub(r" [A-Z]\w*=.*", "", line.partition(" AdminComment=")[2]).strip()
+
+
+def uid(name: str) -> int:
+    return pwd.getpwnam(name).pw_uid
 
 
 def told() -> list[tuple[str, str]]:

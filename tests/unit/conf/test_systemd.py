@@ -15,7 +15,8 @@ from conf.site import Site, load_site
 
 ROOT = Path(__file__).parents[3]
 PREFIX = "/opt/secure-slurm"
-NAMES = ("decisiond", "lifecycled", "ldapd", "noded")
+NAMES = ("decisiond", "lifecycled", "ldapd", "noded", "glassd")
+SEALED = ("decisiond", "glassd")  # no network at all
 INSTALL = (ROOT / "install.sh").read_text()
 ACCOUNTS = (ROOT / "requirements/accounts.sh").read_text()
 USERS = {"root", *re.findall(r"^account ([a-z-]+)", ACCOUNTS, re.MULTILINE)}
@@ -111,6 +112,7 @@ def written(site: Site) -> dict[str, set[str]]:
             f"{site.audit.directory}/lifecycle",
             site.lifecycle.state_dir,
         },
+        "glassd": {str(Path(site.controller.break_glass_socket).parent), site.controller.break_glass_dir},
         "ldapd": {str(Path(site.ldap.snapshot).parent)},
         "noded": {f"{site.node.run_dir.replace('%n', '%l')}/daemon"},
     }
@@ -144,8 +146,8 @@ class TestUnits:
     @pytest.mark.parametrize("name", NAMES)
     def test_families(self, name: str) -> None:
         families = set(one(name, "RestrictAddressFamilies").split())
-        assert families == ({"AF_UNIX"} if name == "decisiond" else {"AF_UNIX", "AF_INET", "AF_INET6"})
-        assert unit(name).get("PrivateNetwork") == (["yes"] if name == "decisiond" else None)
+        assert families == ({"AF_UNIX"} if name in SEALED else {"AF_UNIX", "AF_INET", "AF_INET6"})
+        assert unit(name).get("PrivateNetwork") == (["yes"] if name in SEALED else None)
 
     @pytest.mark.parametrize("name", NAMES)
     def test_starts_what_is_installed(self, name: str) -> None:
@@ -188,7 +190,7 @@ class TestFolders:
     def test_nobody_else_may_write(self) -> None:
         for path, folder in folders().items():
             assert not folder.mode & stat.S_IWOTH, path
-            assert path.endswith(("/ended", "/break-glass")) or not folder.mode & stat.S_IWGRP, path
+            assert path.endswith("/ended") or not folder.mode & stat.S_IWGRP, path
 
     def test_are_made_from_the_top(self) -> None:
         made = ["/run", "/var/log", "/var/lib"]
@@ -210,8 +212,10 @@ class TestFolders:
         assert wanted <= set(folders())
         assert folders()[site.lifecycle.ended_dir] == Folder(0o770, "secure-life", "slurm", "head")
         assert folders()[site.scratch.directory] == Folder(0o700, "root", "root", "compute")
-        # sticky, so that nobody replaces another's file; set-group-ID, so that the deciders can read them
-        assert folders()[site.controller.break_glass_dir] == Folder(0o3770, "root", "secure-break-glass", "head")
+        # set-group-ID: the deciders read the papers, and people of the group reach the socket; nobody else writes there
+        assert folders()[site.controller.break_glass_dir] == Folder(0o2750, "secure-glass", "secure-record", "head")
+        reached = folders()[str(Path(site.controller.break_glass_socket).parent)]
+        assert reached == Folder(0o2750, "secure-glass", "secure-break-glass", "head")
         # root hooks: journal, task files and audit trail
         for path in (run_dir, f"{site.audit.directory}/node-%l"):
             assert folders()[path] == Folder(0o755, "root", "root", "compute")

@@ -72,23 +72,23 @@ def frame() -> Frame:
 
 
 REQUEST = papers.Request(
-    id="g1", user="bob", role="phi-eu", time=int(NOW) - 60, until=int(NOW) + HOUR, reason="the ward waits"
+    id="g1", by=11, user="bob", role="phi-eu", time=int(NOW) - 60, until=int(NOW) + HOUR, reason="the ward waits"
 )
 
 Make = Callable[..., dict[str, Paper]]
 
 
 def request_paper(owner: int = 11, changed: float = NOW - 60, **changes: object) -> Paper:
-    return Paper(owner, papers.dump_request(attrs.evolve(REQUEST, **changes)), changed)
+    return Paper(owner, papers.dump_request(attrs.evolve(REQUEST, by=owner, **changes)), changed)
 
 
 def approval_paper(request: Paper, owner: int = 12, changed: float = NOW - 30, name: str = "g1") -> Paper:
-    note = papers.Note(name, papers.digest(request.data), "checked by telephone")
+    note = papers.Note(name, owner, papers.digest(request.data), "checked by telephone")
     return Paper(owner, papers.dump_note(note), changed)
 
 
 def end_paper(owner: int) -> Paper:
-    return Paper(owner, papers.dump_note(papers.Note("g1", "", "no more needed")), NOW - 5)
+    return Paper(owner, papers.dump_note(papers.Note("g1", owner, "", "no more needed")), NOW - 5)
 
 
 @pytest.fixture

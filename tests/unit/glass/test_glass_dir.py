@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from conf.errors import ConfigError, UsageError
+from conf.errors import BackendUnavailable, ConfigError, Refused
 from slurm_hooks import breakglass_dir
-from slurm_hooks.breakglass_dir import MAX_FILES, Box, open_folder, write
+from slurm_hooks.breakglass_dir import MAX_FILES, TEMPORARY, Box, Pen, open_folder
 from slurm_hooks.breakglass_papers import MAX_BYTES
 
 ME = os.geteuid()
+WRITER = pwd.getpwuid(ME).pw_name
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     path = tmp_path / "break-glass"
     path.mkdir()
-    path.chmod(0o3770)
+    path.chmod(0o2750)
     return path
 
 
@@ -32,21 +34,58 @@ def put(path: Path, data: bytes = b"{}\n", mode: int = 0o640) -> Path:
 
 
 def looked(folder: Path) -> Box:
-    box = Box(str(folder))
+    box = Box(str(folder), WRITER)
     box.poll()
     return box
 
 
-@pytest.mark.parametrize("mode", [0o770, 0o3777, 0o1777, 0o755])
+@pytest.mark.parametrize("mode", [0o770, 0o3770, 0o3777, 0o1777, 0o702])
 def test_a_folder_that_proves_nothing(folder: Path, mode: int) -> None:
     put(folder / "g1.request")
+    box = looked(folder)
+    assert "g1" in box.papers
     folder.chmod(mode)
 
-    box = looked(folder)
-    assert "sticky" in box.problem
+    assert box.poll()
+    assert "by others" in box.problem
     assert box.papers == {}
-    with pytest.raises(ConfigError, match="sticky"):
-        open_folder(str(folder))
+    with pytest.raises(ConfigError, match="by others"):
+        Pen(str(folder))
+
+
+def test_somebody_elses_folder(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="belongs to"):
+        open_folder(str(folder), frozenset({ME + 1}))
+
+
+@pytest.mark.parametrize("call", ["os.stat", "os.scandir", "os.open"])
+def test_a_folder_that_cannot_be_read_any_more(folder: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """A file system that answers with an error: what counted before counts no more, and nothing is raised."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    put(folder / "g1.request", b"one")
+    box = looked(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(call, broken)
+        assert box.poll()
+    assert (box.papers, "Input/output error" in box.problem) == ({}, True)
+    assert box.poll()
+    assert "g1" in box.papers
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    put(folder / "g1.request", b"one")
+    with monkeypatch.context() as patched:
+        patched.setattr("os.read", broken)
+        box = looked(folder)
+    assert (box.papers, [each.name for each in box.odd]) == ({}, ["g1.request"])
+    assert box.poll()
+    assert (list(box.papers), box.odd) == (["g1"], ())
 
 
 def test_a_folder_that_is_none(tmp_path: Path, folder: Path) -> None:
@@ -56,8 +95,8 @@ def test_a_folder_that_is_none(tmp_path: Path, folder: Path) -> None:
         assert looked(path).problem
 
 
-def odd_file(folder: Path, kind: str) -> Iterator[None]:
-    target = folder / "g1.request"
+def odd_file(folder: Path, kind: str, name: str = "g1.request") -> Iterator[None]:
+    target = folder / name
     outside = put(folder.parent / "outside")
     if kind == "link":
         target.symlink_to(outside)
@@ -86,10 +125,10 @@ def odd_file(folder: Path, kind: str) -> Iterator[None]:
     yield
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["link", "hard link", "fifo", "folder", "dangling", "socket", "huge", "group-writable", "world-writable"],
-)
+KINDS = ["link", "hard link", "fifo", "folder", "dangling", "socket", "huge", "group-writable", "world-writable"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_odd_file_is_reported_and_counts_for_nothing(folder: Path, kind: str) -> None:
     put(folder / "g2.request", b"fine\n")
     for _ in odd_file(folder, kind):
@@ -99,6 +138,36 @@ def test_an_odd_file_is_reported_and_counts_for_nothing(folder: Path, kind: str)
     assert box.odd[0].what
     assert list(box.papers) == ["g2"]
     assert box.problem == ""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_end_is_there_whatever_it_is(folder: Path, kind: str) -> None:
+    put(folder / "g1.request", b"fine\n")
+    for _ in odd_file(folder, kind, "g1.end"):
+        box = looked(folder)
+
+    assert box.papers["g1"]["end"].by is None
+    assert [each.name for each in box.odd] == ["g1.end"]
+
+
+@pytest.mark.parametrize("name", ["g1.request", "g1.approval", "g1.end"])
+def test_a_file_of_somebody_elses(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    put(folder / name, b'{"by":11}')
+    monkeypatch.setattr(breakglass_dir, "_problem", lambda status, _: real(status, frozenset({status.st_uid + 1})))
+    box = looked(folder)
+
+    assert [(each.name, each.what) for each in box.odd] == [(name, "is not secure-glass's")]
+    assert list(box.papers) == (["g1"] if name == "g1.end" else [])
+
+
+real = breakglass_dir._problem
+
+
+def test_without_its_account_only_roots_files_count(folder: Path) -> None:
+    put(folder / "g1.request")
+    box = Box(str(folder), "no-such-account")
+    box.poll()
+    assert bool(box.papers) == (ME == 0)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +181,7 @@ def test_an_odd_file_is_reported_and_counts_for_nothing(folder: Path, kind: str)
         "g1.request.end",
         "a b.end",
         "\u202e.end",
+        ".end",
         "x\n.end",
     ],
 )
@@ -124,27 +194,29 @@ def test_foreign_names(folder: Path, name: str) -> None:
 
 
 def test_what_is_read(folder: Path) -> None:
-    put(folder / "g1.request", b"one")
+    put(folder / "g1.request", b'{"by":11}')
     put(folder / "g1.approval", b"two", mode=0o600)
-    put(folder / "g1.end", b"", mode=0o666)
+    put(folder / "g1.end", b"")
+    put(folder / f"{TEMPORARY}g1.end", b"half")
 
-    found = looked(folder).papers["g1"]
-    assert {kind: (paper.owner, paper.data) for kind, paper in found.items()} == {
-        "request": (ME, b"one"),
-        "approval": (ME, b"two"),
-        # an end ends, however carelessly it was made
-        "end": (ME, b""),
+    box = looked(folder)
+    found = box.papers["g1"]
+    assert {kind: (paper.by, paper.data) for kind, paper in found.items()} == {
+        "request": (11, b'{"by":11}'),
+        "approval": (None, b"two"),
+        "end": (None, b""),
     }
     assert found["request"].changed == (folder / "g1.request").stat().st_ctime
+    assert box.odd == ()
 
 
 def test_only_changes_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(folder / "g1.request", b"one")
-    box = Box(str(folder))
+    box = Box(str(folder), WRITER)
     assert box.poll()
     reads: list[str] = []
     real = breakglass_dir.read_one
-    monkeypatch.setattr(breakglass_dir, "read_one", lambda fd, name: reads.append(name) or real(fd, name))
+    monkeypatch.setattr(breakglass_dir, "read_one", lambda fd, name, who: reads.append(name) or real(fd, name, who))
     assert not box.poll()
     assert reads == []
     # the folder itself does not change when a file in it is written to
@@ -196,17 +268,47 @@ def test_a_folder_that_goes_and_comes_back(folder: Path) -> None:
 
 
 def test_writing(folder: Path) -> None:
-    fd = open_folder(str(folder))
-    write(fd, "g1.request", b"one\n")
+    put(folder / f"{TEMPORARY}left", b"of an earlier run")
+    pen = Pen(str(folder))
+    assert not list(folder.iterdir())
+    pen.write("g1.request", b"one\n")
 
     path = folder / "g1.request"
     assert path.read_bytes() == b"one\n"
     assert path.stat().st_mode & 0o777 == 0o640
     assert path.stat().st_gid == folder.stat().st_gid
-    with pytest.raises(UsageError, match="already"):
-        write(fd, "g1.request", b"two\n")
     (folder / "g2.request").symlink_to("/tmp/elsewhere")
-    with pytest.raises(UsageError):
-        write(fd, "g2.request", b"two\n")
+    (folder / "g3.request").mkdir()
+    for name in ("g1.request", "g2.request", "g3.request"):
+        assert pen.there(name)
+        with pytest.raises(Refused, match="already") as caught:
+            pen.write(name, b"two\n")
+        assert caught.value.rule == "glass.twice"
     assert path.read_bytes() == b"one\n"
-    os.close(fd)
+    with pytest.raises(Refused, match="bytes"):
+        pen.write("g4.request", b"x" * (MAX_BYTES + 1))
+    pen.remove("g1.request")
+    pen.remove("g1.request")
+    assert not pen.there("g1.request")
+    pen.close()
+
+
+def test_one_writer_at_a_time(folder: Path) -> None:
+    pen = Pen(str(folder))
+    with pytest.raises(ConfigError, match="another daemon"):
+        Pen(str(folder))
+    pen.close()
+    Pen(str(folder)).close()
+
+
+@pytest.mark.parametrize("call", ["os.write", "os.fsync", "os.rename"])
+def test_a_disk_that_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    pen = Pen(str(folder))
+    monkeypatch.setattr(call, full)
+    with pytest.raises(BackendUnavailable, match="No space"):
+        pen.write("g1.request", b"one\n")
+    pen.close()
+    assert not list(folder.iterdir())

@@ -202,13 +202,11 @@ def test_a_refused_one_is_told_once(world: World) -> None:
     )
 
 
-def test_a_foreign_end_is_told_and_ends_nothing(world: World) -> None:
+def test_who_asked_is_told_as_who_asked(world: World) -> None:
+    """Also when the approval is there at the first look."""
     world.put("request", "approval")
-    world.folder.papers["g1"]["end"] = end_paper(13)
-    assert world.look() == ["g1"]
     world.look()
-    assert world.told() == ["requested", "approved", "refused"]
-    assert world.trail()[-1]["submit_uid"] == 13
+    assert [line["submit_uid"] for line in world.trail()] == [11, 12]
 
 
 def test_without_members_nothing_counts_and_nothing_is_said(world: World) -> None:
@@ -253,11 +251,63 @@ def test_the_daemon_that_keeps_no_trail(world: World) -> None:
     assert world.told() == []
 
 
-def test_a_flood_is_told_slowly(world: World) -> None:
-    world.folder.odd = tuple(Odd(f"junk{number}", 99, "is none") for number in range(200))
+def test_a_look_that_fails_leaves_nothing_in_force(world: World, mocker: MockerFixture) -> None:
     world.put("request", "approval")
     assert world.look() == ["g1"]
+    for what in ("Folder.poll", "Names.name_of"):
+        stuck = mocker.patch(f"{__name__}.{what}", side_effect=OSError(5, "Input/output error"))
+        assert world.look() == []
+        assert world.glass.current() == ()
+        mocker.stop(stuck)
+        assert world.look() == ["g1"]
+    assert world.told() == ["requested", "approved"]
+
+
+def test_a_look_that_hangs_counts_no_more_after_a_while(world: World, mocker: MockerFixture) -> None:
+    world.put("request", "approval")
+    world.look()
+    assert len(world.glass.current()) == 1
+    later = breakglass_live.time.monotonic() + breakglass_live.HOLDS + 1
+    mocker.patch("slurm_hooks.breakglass_live.time.monotonic", return_value=later)
+    assert world.glass.current() == ()
+
+
+def test_a_flood_is_told_slowly(world: World) -> None:
+    world.folder.odd = tuple(Odd(f"junk{number}", 99, "is none") for number in range(200))
+    for number in range(200):
+        world.folder.papers[f"a{number}"] = {"request": request_paper(13, id=f"a{number}")}
+    world.put("request", "approval")
+    # what counts comes first
+    assert world.look() == ["g1"]
+    assert world.told()[:2] == ["requested", "approved"]
     assert len(world.trail()) == breakglass_live.MAX_NEWS
+    world.put("request", "approval", "end")
+    world.look()
+    assert world.told()[breakglass_live.MAX_NEWS] == "ended"
+    # only lines that are written are counted: in the end all is told, once
+    for _ in range(10):
+        world.look()
+    assert len(world.trail()) == 403
+
+
+def test_a_stuck_trail_is_not_tried_for_every_line(world: World, mocker: MockerFixture) -> None:
+    for number in range(20):
+        world.folder.papers[f"a{number}"] = {"request": request_paper(13, id=f"a{number}")}
+    stuck = mocker.patch("audit.chain.Chain.append", side_effect=AuditError("no space"))
+    world.look()
+    assert stuck.call_count == 1
+
+
+def test_an_old_grant_that_is_cleared_away_is_no_news(world: World) -> None:
+    world.put("request", "approval", "end")
+    world.look()
+    before = world.told()
+    for kinds in (("request", "end"), ("end",), ()):
+        world.put(*kinds)
+        if not kinds:
+            world.folder.papers.clear()
+        assert world.look() == []
+    assert world.told() == before
 
 
 def test_a_hostile_line_in_the_trail_harms_nobody(world: World) -> None:

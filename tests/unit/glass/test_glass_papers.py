@@ -33,7 +33,7 @@ def changed(**changes: object) -> bytes:
         b"[" * 2000,
         papers.dump_request(REQUEST) + b"\n",
         papers.dump_request(REQUEST).replace(b":", b": "),
-        papers.dump_request(REQUEST).replace(b'{"id":"g1",', b'{"id":"g2","id":"g1",'),
+        papers.dump_request(REQUEST).replace(b'"id":"g1",', b'"id":"g2","id":"g1",'),
         changed(extra="x"),
         changed(approver="ben"),
         changed(role=WITHOUT),
@@ -53,6 +53,12 @@ def changed(**changes: object) -> bytes:
         changed(user=13),
         changed(id="g2"),
         changed(id=WITHOUT),
+        changed(by=WITHOUT),
+        changed(by=-1),
+        changed(by=2**32 - 1),
+        changed(by="11"),
+        changed(by=True),
+        changed(by=None),
         changed(time=0),
         changed(time="1"),
         changed(until=GOOD["time"]),
@@ -95,11 +101,11 @@ def test_what_is_written_is_read(asked: papers.Request) -> None:
     "data",
     [
         b"{}",
-        papers.dump_note(papers.Note("g1", "", "why")),
-        papers.dump_note(papers.Note("g1", "ab" * 31, "why")),
-        papers.dump_note(papers.Note("g1", "AB" * 32, "why")),
-        papers.dump_note(papers.Note("g2", "ab" * 32, "why")),
-        papers.dump_note(papers.Note("g1", "ab" * 32, "")),
+        papers.dump_note(papers.Note("g1", 12, "", "why")),
+        papers.dump_note(papers.Note("g1", 12, "ab" * 31, "why")),
+        papers.dump_note(papers.Note("g1", 12, "AB" * 32, "why")),
+        papers.dump_note(papers.Note("g2", 12, "ab" * 32, "why")),
+        papers.dump_note(papers.Note("g1", 12, "ab" * 32, "")),
     ],
 )
 def test_an_approval_that_is_not_one(data: bytes) -> None:
@@ -108,12 +114,30 @@ def test_an_approval_that_is_not_one(data: bytes) -> None:
 
 
 def test_notes() -> None:
-    approval = papers.Note("g1", "ab" * 32, "why")
+    approval = papers.Note("g1", 12, "ab" * 32, "why")
     assert papers.parse_approval("g1", papers.dump_note(approval)) == approval
-    end = papers.Note("g1", "", "why")
+    end = papers.Note("g1", 12, "", "why")
     assert papers.parse_end("g1", papers.dump_note(end)) == end
     with pytest.raises(Refused):
         papers.parse_end("g1", papers.dump_note(approval))
+
+
+@pytest.mark.parametrize(
+    ("data", "by"),
+    [
+        (papers.dump_request(REQUEST), 11),
+        (b'{"by":0}', 0),
+        (b'{"by":-1}', None),
+        (b'{"by":4294967295}', None),
+        (b'{"by":"11"}', None),
+        (b'{"by":true}', None),
+        (b"[11]", None),
+        (b"", None),
+        (b"[" * 2000, None),
+    ],
+)
+def test_who_says_it(data: bytes, by: int | None) -> None:
+    assert papers.said_by(data) == by
 
 
 @given(st.binary(max_size=300))

@@ -251,6 +251,8 @@ def test_another_tag(
     assert decision.tag == signed.tag
     # the job is whole again: its record is the new one
     again = {**asked, "rec.extra": signed.tag.to_extra().encode(), "rec.admin_comment": told["admin_comment"].encode()}
+    if "features" in told:
+        again["rec.features"] = told["features"].encode()
     later = {name: value for name, value in again.items() if name.startswith("rec.") or name in ("verb", "modify_uid")}
     assert engine.decide_modify({**later, "name": b"x"}, context(), SIGNER).allowed
 
