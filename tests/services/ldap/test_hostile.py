@@ -79,7 +79,7 @@ def test_a_server_that_is_no_directory_is_an_error_and_the_next_one_is_asked(
 def test_an_answer_without_end_ends_with_the_memory_that_it_may_take(
     shared: Slapd, request_to: MakeRequest, pair: Pair, good: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "MAX_MEMORY", 512 << 20)
+    monkeypatch.setattr(reading, "MAX_MEMORY", 1 << 30)
     with HostileLdap(pair, hostile.no_end_of_entries) as server:
         got = read_directory(request_to(shared, good, uris=(server.uri, shared.uri)), time.time())
     assert got.members.groups[good].members == {"survivor"}

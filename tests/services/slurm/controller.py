@@ -104,6 +104,9 @@ class Controller:
             helper.with_name("helpers.conf").write_text("".join(helpers))
         Path("/etc/slurm/slurm.conf").write_text(CONF + "".join(lines) + self.more())
         Path("/etc/slurm/cgroup.conf").write_text("CgroupPlugin=disabled\n")
+        # another one's, of an earlier module: slurmctld takes the state of one cluster for no other
+        for folder in ("/var/spool/slurmctld", "/var/lib/slurm"):
+            shutil.rmtree(folder, ignore_errors=True)
         folders = {"slurm": ("/var/log/slurm", "/var/spool/slurmctld", "/var/lib/slurm", "/run/slurm")}
         for owner, paths in {**folders, "munge": ("/run/munge", "/var/lib/munge", "/var/log/munge")}.items():
             for path in paths:

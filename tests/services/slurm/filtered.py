@@ -176,6 +176,9 @@ class Filtered(Controller):
             self._daemon.wait(30)
         if hasattr(self, "_services"):
             self._services.close()
+        # root's here, and in the way of whoever sets them up as they should be
+        for folder in (ETC, RUN, LOG):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def submit(self, *options: str, extra: str = TAG) -> str:
         """A job of alice's in /data/phi; its id."""

@@ -50,7 +50,7 @@ ROWS: list[tuple[str, str | None]] = [
     ("--gpus=5", "limit.gpus"),
     ("--gpus-per-node=2 -N3", "limit.gpus"),
     ("--gres=gpu:5", "limit.gpus"),
-    ("--gpus-per-task=1 -n5", "limit.gpus"),
+    ("--gpus-per-task=1 -n5 -N1", "limit.gpus"),
     ("-a 1-4", None),
     # what it reads and writes
     ("-D /data/open", "path.work-dir"),
