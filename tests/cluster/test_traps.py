@@ -226,6 +226,36 @@ def test_submission_from_a_node_that_demands_a_tag(clean: Cluster) -> None:
         clean.until(lambda: "UP" in clean.command(["scontrol", "ping"], check=False).stdout, "slurmctld")
 
 
+def test_submission_from_inside_a_tagged_job(clean: Cluster) -> None:
+    """On a node of partitions that demand nothing: what runs there decides."""
+    hosts = Path("/etc/hosts")
+    before = hosts.read_text()
+    running = clean.submit(
+        "carol", "--secure-class=internal", "--secure-residency=us", "-p", "us", "-w", "n4", "--wrap=sleep 300"
+    )
+    clean.wait_state(running, "RUNNING")
+    try:
+        hosts.write_text(before.replace("10.99.0.1 head", "10.99.0.1 n4 head"))
+        clean.command(["scontrol", "reconfigure"])
+        clean.until(lambda: "UP" in clean.command(["scontrol", "ping"], check=False).stdout, "slurmctld")
+        done = clean.as_user("carol", ["sbatch", "-p", "us", "--wrap=true"])
+        assert done.returncode != 0
+        assert "tag.inherit" in done.stderr
+        assert f"job {running}" in done.stderr
+        # another user's job may be beside it
+        clean.as_user("bob", ["sbatch", "-p", "us", "--wrap=true"], check=True)
+        clean.submit("carol", "--secure-class=internal", "--secure-residency=us", "-p", "us", "--wrap=true")
+        clean.command(["scancel", str(running)])
+        clean.wait_end(running)
+        clean.until(
+            lambda: clean.as_user("carol", ["sbatch", "-p", "us", "--wrap=true"]).returncode == 0, "carol to be free"
+        )
+    finally:
+        hosts.write_text(before)
+        clean.command(["scontrol", "reconfigure"])
+        clean.until(lambda: "UP" in clean.command(["scontrol", "ping"], check=False).stdout, "slurmctld")
+
+
 # -- PrologSlurmctld ---------------------------------------------------------------------------------------------------
 
 
