@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import stat
@@ -342,3 +343,37 @@ def test_without_systemd_nothing_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pa
     serve.notify("READY=1")
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "absent"))
     serve.notify("READY=1")
+
+
+OPEN: serve.Handlers = {"anybody": (None, echo), "others": (NOT_ME, echo)}
+
+
+def test_a_verb_for_whoever_can_connect(tmp_path: Path) -> None:
+    async def use(path: str) -> None:
+        streams = await asyncio.open_unix_connection(path)
+        answer = await ask(streams, verb="anybody")
+        assert (answer["verdict"], answer["uid"]) == (b"allow", str(os.geteuid()).encode())
+        assert (await ask(streams, verb="others"))["rule"] == b"peer.refused"
+        streams = await asyncio.open_unix_connection(path)
+        assert (await ask(streams, verb="unknown"))["rule"] == b"wire.verb"
+
+    run(tmp_path, use, handlers=OPEN)
+
+
+def test_one_user_has_only_so_many_connections(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = str(tmp_path / "s")
+        async with await serve.serve(path, OPEN, mode=0o660, group=None, deadline=5, most_of_one=2):
+            kept = [await asyncio.open_unix_connection(path) for _ in range(2)]
+            for streams in kept:
+                await ask(streams, verb="anybody")
+            reader, _ = await asyncio.open_unix_connection(path)
+            assert await reader.read() == b""
+            kept[0][1].close()
+            while True:
+                streams = await asyncio.open_unix_connection(path)
+                with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                    assert (await ask(streams, verb="anybody"))["verdict"] == b"allow"
+                    return
+
+    asyncio.run(asyncio.wait_for(main(), 20))
