@@ -121,8 +121,24 @@ def test_a_user_that_slurm_does_not_name_is_refused(who: tuple[str, int, int], t
     assert list(refusals({"work": [str(tmp_path)]}, unknown, {"SLURM_JOB_WORK_DIR": str(tmp_path)}))
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The children that are made; other tests may have left some of their own (multiprocessing, Python 3.14)."""
+    found: list[int] = []
+    fork = os.fork
+
+    def noted() -> int:
+        found.append(fork())
+        return found[-1]
+
+    monkeypatch.setattr(os, "fork", noted)
+    return found
+
+
 @pytest.mark.parametrize("how", ["slow", "dies", "killed", "chatter", "nonsense"])
-def test_a_child_that_is_late_or_odd_refuses(how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_child_that_is_late_or_odd_refuses(
+    how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, forked: list[int]
+) -> None:
     def odd(_asked: object, _job: object, writing: int, _deadline: float) -> None:
         if how == "slow":
             time.sleep(60)
@@ -139,11 +155,14 @@ def test_a_child_that_is_late_or_odd_refuses(how: str, monkeypatch: pytest.Monke
     asked = Asked("path.output", "--output", str(tmp_path / "x"), (str(tmp_path),))
     answer = ask([asked], job(), deadline=0.3)
     assert "resolved" in verdict(asked, answer)
+    # nobody is left of it
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+        os.waitpid(forked[0], os.WNOHANG)
 
 
-def test_what_the_child_raises_ends_the_child_and_not_the_test(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_the_child_raises_ends_the_child_and_not_the_test(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, forked: list[int]
+) -> None:
     def failing(*_: object) -> None:
         raise SystemExit(0)
 
