@@ -130,9 +130,11 @@ class Controller:
     def stop(self) -> None:
         """Stop what runs; may be called again, also after half a start."""
         for name in ("slurmd", "slurmctld", "munged"):
-            subprocess.run(["pkill", "-x", name], check=False)
+            # by its arguments: a slurmctld that was reconfigured has another name
+            pattern = rf"^(/usr/sbin/)?{name}( |$)"
+            subprocess.run(["pkill", "-f", pattern], check=False)
             # not the ended ones that nobody collects in a namespace like this
-            until(lambda n=name: not run("pgrep", "-x", "-r", "D,R,S", n, check=False), f"{name} to end")  # type: ignore[misc]
+            until(lambda p=pattern: not run("pgrep", "-f", "-r", "D,R,S", p, check=False), f"{name} to end")  # type: ignore[misc]
 
     def version(self) -> str:
         """Slurm's own, such as ``24.11.5``."""
