@@ -24,8 +24,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from audit import events
-from audit.line import FORMAT, GENESIS, HEAD_SUFFIX, TRAIL_SUFFIX, Link, canonical, sealed
-from audit.store import File, Folder, Kept, read_head, tail, write_whole
+from audit.line import FORMAT, GENESIS, HEAD_SUFFIX, TRAIL_SUFFIX, Link, sealed
+from audit.sealing import is_due, month_of, seal
+from audit.store import File, Folder, Kept, new_head, read_head, tail, write_whole
 from conf.errors import BackendUnavailable
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -64,6 +65,7 @@ class Chain:
         self.boot = _boot_id()
         self._hint: _Hint | None = None
         self._kept: Kept | None = None
+        self._month = ""
         # between threads of one process: with the file's lock alone they would sleep until it is free
         self._mutex = _thread.allocate_lock()
         self._pid = os.getpid()
@@ -98,7 +100,7 @@ class Chain:
             self._let_go()
             folder = Folder(self.directory)
             try:
-                file = _locked(folder.fd, self.name)
+                file = self._in_time(folder.fd, _locked(folder.fd, self.name))
             except BaseException:
                 os.close(folder.fd)
                 raise
@@ -131,6 +133,8 @@ class Chain:
             info = kept.unchanged()
             if info is None or (hint.inode, hint.size) != (info.st_ino, info.st_size):
                 return None
+            if is_due(info.st_size, self._month, _now()):
+                return None
             link, line = self._line(hint.link, event, fields)
             self._write(kept.file, info, line, link)
             return link
@@ -151,6 +155,21 @@ class Chain:
         self._write(file, info, repair + line, link)
         file.unlock()
         return link, info.st_size == 0, before.seq == 0
+
+    def _in_time(self, folder: int, file: File) -> File:
+        """The file, or a new one when this one is sealed. One that cannot be sealed is written on."""
+        sealed, now = "", _now()
+        try:
+            self._month = month_of(file.fd) or now[:7]
+            if is_due(os.fstat(file.fd).st_size, self._month, now):
+                sealed = seal(folder, self.name, file.fd)
+        except OSError:
+            sealed = ""
+        if not sealed:
+            return file
+        file.close()
+        self._month = now[:7]
+        return _locked(folder, self.name)
 
     def _write(self, file: File, info: os.stat_result, text: bytes, link: Link) -> None:
         self._hint = None
@@ -220,16 +239,8 @@ class Chain:
     def _advance_head(self, folder: int, file: File, link: Link) -> None:
         """Move the head up to ``link``, never back: another process may have written it further meanwhile."""
         name = self.name + HEAD_SUFFIX
-        temporary = f".{name}.{os.getpid()}.{time.monotonic_ns()}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(temporary, flags, 0o640, dir_fd=folder)
+        temporary = new_head(folder, name, link)
         try:
-            try:
-                os.fchmod(fd, 0o640)
-                write_whole(fd, canonical({"seq": link.seq, "hash": link.hash}).encode("ascii") + b"\n", 0)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
             with self._mutex:
                 file.lock()
                 head = read_head(folder, name)

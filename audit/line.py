@@ -20,6 +20,7 @@ ZERO_HASH = "0" * 64
 FORMAT = 1
 FRAME = ("v", "seq", "time", "host", "writer", "boot", "event", "prev", "hash")
 TRAIL_SUFFIX = ".jsonl"
+BASE_SUFFIX = ".base"
 HEAD_SUFFIX = ".head"
 
 

@@ -13,7 +13,7 @@ import stat
 import time
 from typing import NamedTuple
 
-from audit.line import Link, parse_link
+from audit.line import Link, canonical, parse_link
 
 LOCK_DEADLINE = 5.0
 """Seconds that a writer waits for the others; an append takes microseconds, so longer means that one hangs."""
@@ -163,6 +163,33 @@ def read_head(folder: int, name: str) -> Link | None:
         return parse_link(os.read(fd, HEAD_LIMIT))
     finally:
         os.close(fd)
+
+
+def write_head(folder: int, name: str, link: Link) -> None:
+    """Replace the head file; who calls has the trail's lock."""
+    temporary = new_head(folder, name, link)
+    try:
+        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        os.unlink(temporary, dir_fd=folder)
+        raise
+
+
+def new_head(folder: int, name: str, link: Link) -> str:
+    """A head file under a name of its own, on the disk; the caller renames or removes it."""
+    temporary = f".{name}.{os.getpid()}.{time.monotonic_ns()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(temporary, flags, 0o640, dir_fd=folder)
+    try:
+        os.fchmod(fd, 0o640)
+        write_whole(fd, canonical({"seq": link.seq, "hash": link.hash}).encode("ascii") + b"\n", 0)
+        os.fsync(fd)
+    except BaseException:
+        os.unlink(temporary, dir_fd=folder)
+        raise
+    finally:
+        os.close(fd)
+    return temporary
 
 
 def write_whole(fd: int, data: bytes, size: int) -> None:

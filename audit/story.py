@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from audit.line import FRAME, parse_line
-from audit.reading import find_files, read_lines
+from audit.line import FRAME, TRAIL_SUFFIX, parse_line
+from audit.reading import find_files, is_received, read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,11 +23,24 @@ Line = dict[str, object]
 
 def read_events(paths: Iterable[Path]) -> Iterator[Line]:
     """Every audit line of the files, as it stands; what is no such line is left to the verifier."""
-    for path in find_files(paths):
+    files = find_files(paths)
+    copied = {path.name for path in files if is_received(path)}
+    # of a line that stands in a node's trail and in the head node's copy one is told; only these are remembered
+    told: set[object] = set()
+    for path in sorted(files, key=_in_order):
         for _, raw in read_lines(path):
             line = parse_line(raw)
-            if line is not None:
-                yield line
+            if line is None or line["hash"] in told:
+                continue
+            if copied:
+                told.add(line["hash"])
+            yield line
+
+
+def _in_order(path: Path) -> tuple[bool, str, str, bool, str]:
+    """The head node's copies last; of one trail the sealed files before the one that is written."""
+    trail, _, rest = path.name.partition(TRAIL_SUFFIX)
+    return is_received(path), str(path.parent), trail, not rest, rest
 
 
 def story(lines: Iterable[Line], job: int | None) -> list[Line]:

@@ -14,10 +14,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from audit import events
+from audit.findings import Finding, Report
 from audit.line import (
     FRAME,
     GENESIS,
-    TRAIL_SUFFIX,
     ZERO_HASH,
     Link,
     canonical,
@@ -25,35 +25,26 @@ from audit.line import (
     parse_line,
     parse_link,
 )
-from audit.reading import Place, find_files, find_heads, read_lines, side_file, unreadable
+from audit.reading import (
+    Base,
+    Place,
+    find_files,
+    find_heads,
+    identity,
+    is_received,
+    read_base,
+    read_lines,
+    side_file,
+    unreadable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 
-class Finding(NamedTuple):
-    """One thing that is wrong: ``kind`` is a stable word, ``line`` counts from 1 (0: the file as a whole)."""
-
-    kind: str
-    file: str
-    line: int
-    message: str
-
-
-class Report(NamedTuple):
-    """What was read and what is wrong; ``notes`` are honest accidents (a line torn by a crash, and told of)."""
-
-    files: int
-    events: int
-    writers: list[str]
-    findings: list[Finding]
-    notes: list[Finding]
-
-    @property
-    def whole(self) -> bool:
-        """Nothing is wrong; notes do not count."""
-        return not self.findings
+ADMIN = "admin"
+"""The writer of root's own trail on the head node, about the trails themselves."""
 
 
 class _Gap(NamedTuple):
@@ -76,20 +67,41 @@ def verify(paths: Iterable[Path]) -> Report:
     """Check every file; findings come in the order of the files. Raises ConfigError when a file cannot be read."""
     paths = list(paths)
     files = find_files(paths)
-    groups: dict[str, list[tuple[str, Path]]] = {}
+    groups: dict[tuple[str, bool], list[tuple[str, Path]]] = {}
     for path in files:
-        name, first = _identity(path)
-        groups.setdefault(name, []).append((first, path))
+        name, first = identity(path)
+        # a copy is a chain of its own beside the node's, where both can be read
+        groups.setdefault((name, is_received(path)), []).append((first, path))
     findings = _orphans(paths, files)
     notes: list[Finding] = []
     count = 0
-    for name in sorted(groups):
+    bases: list[tuple[str, Base]] = []
+    pruned: set[str] = set()
+    for name, received in sorted(groups):
         walk = _Walk(name)
-        walk.run([path for _, path in sorted(groups[name])])
+        walk.run([path for _, path in sorted(groups[name, received])])
+        bases += [(path.name, base) for path, base in walk.bases]
+        pruned |= walk.pruned
         findings += walk.findings
         notes += walk.notes
         count += walk.count
-    return Report(len(files), count, sorted(groups), findings, notes)
+    if any(name.endswith(f"-{ADMIN}") for name, _ in groups):
+        # root's own trail, which no daemon can write, tells of every deletion
+        findings += [
+            Finding("missing", file, 0, f"lines up to {base.link.seq} are gone, and no audit.pruned tells of that")
+            for file, base in bases
+            if base.manifest not in pruned
+        ]
+    return Report(len(files), count, sorted({name for name, _ in groups}), findings, notes)
+
+
+def walk_part(name: str, files: Sequence[Path], before: Link) -> list[Finding]:
+    """Check a part of a chain, ``files`` in their order, that follows the line ``before``."""
+    walk = _Walk(name)
+    walk.last = before
+    walk.walk(files)
+    walk.finish()
+    return walk.findings
 
 
 def _orphans(paths: Iterable[Path], files: Iterable[Path]) -> list[Finding]:
@@ -100,15 +112,6 @@ def _orphans(paths: Iterable[Path], files: Iterable[Path]) -> list[Finding]:
         for head in find_heads(paths)
         if head not in owned
     ]
-
-
-def _identity(path: Path) -> tuple[str, str]:
-    """The ``host-writer`` that a file is of and the time of its first line; by its name when it has no such line."""
-    for _, raw in read_lines(path):
-        line = parse_line(raw)
-        if line is not None:
-            return f"{line['host']}-{line['writer']}", str(line["time"])
-    return path.name.partition(TRAIL_SUFFIX)[0], ""
 
 
 class _Walk:
@@ -125,11 +128,30 @@ class _Walk:
         self.gaps: list[_Gap] = []
         self.torn: list[Place] = []
         self.heads: list[_Head] = []
+        self.bases: list[tuple[Path, Base]] = []
+        self.pruned: set[str] = set()
 
     def run(self, files: Sequence[Path]) -> None:
         """Read the files, which are of one host and writer and in their order."""
         for side in dict.fromkeys(map(side_file, files)):
             self._read_head(side, next(path for path in reversed(files) if side_file(path) == side))
+        self._start(files)
+        self.walk(files)
+        self.finish()
+
+    def _start(self, files: Sequence[Path]) -> None:
+        """Where older files were deleted after an export, the chain goes on from what is said of them."""
+        first = next((line for path in files[:1] for _, raw in read_lines(path) if (line := parse_line(raw))), None)
+        base = read_base(files[0]) if files and first else None
+        if first is None or base is None or int(str(first["seq"])) <= base.link.seq:
+            return
+        self.last = base.link
+        self.bases.append((files[0], base))
+        message = f"lines up to {base.link.seq} were deleted here; they are in the export {base.manifest}"
+        self.notes.append(Finding("pruned", str(files[0]), 0, message))
+
+    def walk(self, files: Sequence[Path]) -> None:
+        """Read them, from what is known of the chain so far."""
         for path in files:
             fresh = True
             for place, raw in read_lines(path):
@@ -141,7 +163,6 @@ class _Walk:
                 self._line(place, raw, line, fresh=fresh)
                 fresh = False
             self._settle_torn()
-        self._finish()
 
     def _find(self, kind: str, place: Place | None, message: str) -> None:
         self.findings.append(
@@ -172,6 +193,8 @@ class _Walk:
             self._advance(place, Link(self.last.seq + 1, link.hash), str(line["boot"]))
             return
         self._check_schema(place, line)
+        if line["event"] == "audit.pruned" and line["writer"] == ADMIN:
+            self.pruned.add(str(line.get("digest")))
         self._settle_torn(line, place)
         if link.seq == 1 and line["prev"] == ZERO_HASH and self.last_place is not None:
             self._second_genesis(place, link, line, fresh=fresh)
@@ -251,7 +274,7 @@ class _Walk:
             self._find("missing", gap.noticed, f"{which} of the chain missing before this one")
         self.gaps = []
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
         self._close_gaps()
         for head in self.heads:
             if head.kept:

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audit.chain import Chain
+from audit.findings import Report
 from audit.line import canonical, line_hash
-from audit.verify import Report, verify
+from audit.verify import verify
 from conf.errors import ConfigError
 
 NAME = "n1-node.jsonl"
