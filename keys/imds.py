@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import re
 import socket
 import threading
 from urllib.parse import urlsplit
@@ -20,6 +21,10 @@ TIMEOUT = 3.0
 LIMIT = 64 * 1024
 IDENTITY = "/latest/dynamic/instance-identity/rsa2048"
 """The document inside its RSA-2048 signature: one thing to fetch, and no unsigned copy to mix it up with."""
+ROLE = "/latest/meta-data/iam/security-credentials/"
+"""The name of the instance's role, and below it its credentials."""
+# IAM user guide, "Name requirements": a role's name
+_ROLE_NAME = re.compile(r"[A-Za-z0-9_+=,.@-]{1,64}", re.ASCII)
 _TOKEN = "/latest/api/token"  # noqa: S105 - a path
 _TOKEN_LIFE = "60"  # noqa: S105 - seconds
 _BUSY = 429
@@ -32,10 +37,23 @@ def identity_document(endpoint: str, *, timeout: float = TIMEOUT) -> bytes:
     :raises BackendUnavailable: nobody answers in time, or the service is overloaded: it may work in a minute.
     :raises NotProved: there is an answer, and it is no document.
     """
+    return _exchange(endpoint, "GET", IDENTITY, _with_token(endpoint, timeout), timeout)
+
+
+def role_credentials(endpoint: str, *, timeout: float = TIMEOUT) -> tuple[str, bytes]:
+    """The name of the instance's role, and its credentials as the service gives them (JSON). Raises as above."""
+    headers = _with_token(endpoint, timeout)
+    name = _exchange(endpoint, "GET", ROLE, headers, timeout).decode("ascii", "replace").strip()
+    if not _ROLE_NAME.fullmatch(name):
+        raise NotProved("the metadata service names no role that could be one", advice="has the instance a role?")
+    return name, _exchange(endpoint, "GET", ROLE + name, headers, timeout)
+
+
+def _with_token(endpoint: str, timeout: float) -> dict[str, str]:
     token = _exchange(endpoint, "PUT", _TOKEN, {"X-aws-ec2-metadata-token-ttl-seconds": _TOKEN_LIFE}, timeout)
     if not token.isascii() or not token.decode("ascii").isprintable() or not token:
         raise NotProved("the metadata service gave no token that could be one", advice=_ADVICE)
-    return _exchange(endpoint, "GET", IDENTITY, {"X-aws-ec2-metadata-token": token.decode("ascii")}, timeout)
+    return {"X-aws-ec2-metadata-token": token.decode("ascii")}
 
 
 def _exchange(endpoint: str, method: str, path: str, headers: dict[str, str], timeout: float) -> bytes:

@@ -1,6 +1,7 @@
 """The journal of scratch on one node: what has been begun for which job, so that it can be undone after any crash.
 
 It lies on tmpfs (``<run_dir>/journal``, 0700, root): a reboot takes it away together with the mappings it is about.
+What a reboot leaves is written to a disk as well, for as long as there is any of it (keys/durable.py).
 Each step is written down before it is done. It holds the wrapped data key, never the plain one.
 
 Tear-down does not depend on it. Everything has a name that follows from node and job (keys/scratch/plan.py); a journal
@@ -22,6 +23,8 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from conf.errors import InternalError, Refused
+from conf.slurmnames import for_node
+from keys.durable import Durable, DurableError, Kept, boot_id, boot_time, folder_of
 from keys.scratch.errors import JobEnded, UnsafePath
 from keys.scratch.paths import open_directory
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 STATES = ("planned", "backing", "loop", "mapping", "filesystem", "mount", "ready", "destroyed")
 KEEP_DESTROYED = 7 * 86400.0
+PRUNE_EVERY = 3600.0
 KEEP_SEEN = 40 * 86400.0
 """Seconds. A grant lives as long as its job waits to start on a node that is already allocated: minutes."""
 
@@ -39,6 +43,7 @@ _MAX_BYTES = 64 * 1024
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _POLL = 0.05
+_PRUNED = ".pruned"
 
 
 class JournalError(InternalError):
@@ -77,10 +82,12 @@ class Journal:
 
     :param run_dir: the node's run directory; it must be root's, and root's alone to rename things in.
     :param node: the node's Slurm name.
+    :param state_dir: the folder on a disk for what must survive a reboot; "": nothing is kept of it.
     """
 
-    def __init__(self, run_dir: str, node: str) -> None:
+    def __init__(self, run_dir: str, node: str, state_dir: str = "") -> None:
         self.run_dir = run_dir
+        self.durable = Durable(state_dir, node) if state_dir else None
         self.node = node
         self._path = f"{run_dir.rstrip('/')}/journal"
 
@@ -129,15 +136,37 @@ class Journal:
         if not incarnation or claimed != incarnation.encode("ascii", "replace"):
             raise JobEnded(f"job {job} was torn down on this node, or started again, after this start of it had begun")
 
-    def revoke(self, job: int) -> None:
-        """Have no start go on that has claimed its incarnation; may be called again.
+    def revoke(self, job: int, incarnation: str | None = None) -> None:
+        """Have no start go on that has claimed its incarnation, or none but this one; may be called again.
 
         :raises JournalError: the journal cannot be trusted. :raises OSError: it cannot be written to.
         """
         name = f"{_check_job(job)}.claim"
         with self._opened() as folder, contextlib.suppress(FileNotFoundError):
+            if folder is None:
+                return
+            if incarnation is not None:
+                try:
+                    self.check_claim(job, incarnation)
+                except JobEnded:
+                    return
+            os.unlink(name, dir_fd=folder)
+
+    def locked(self, job: int) -> bool:
+        """Whether somebody works on the job's scratch now. Makes nothing.
+
+        :raises JournalError: the journal cannot be trusted. :raises OSError: the lock cannot be looked at.
+        """
+        with self._opened() as folder, contextlib.suppress(FileNotFoundError):
             if folder is not None:
-                os.unlink(name, dir_fd=folder)
+                descriptor = os.open(f"{_check_job(job)}.lock", _READ, dir_fd=folder)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return True
+                finally:
+                    os.close(descriptor)
+        return False
 
     def read(self, job: int) -> Record | None:
         """What is written of a job; None when nothing is.
@@ -178,8 +207,32 @@ class Journal:
         name = f"{_check_job(record.job)}.json"
         text = json.dumps({"v": 1} | record._asdict(), sort_keys=True).encode("ascii") + b"\n"
         with self._created() as folder:
+            if self.durable is not None and record.state == "planned":
+                try:
+                    self.durable.write(_kept(record))
+                except DurableError as error:
+                    raise JournalError(str(error), advice=error.advice) from None
             self._replace(folder, name, text)
         return record
+
+    def before_reboot(self, job: int) -> Record | None:
+        """What the disk knows of a job of which the journal knows nothing, as far as it goes; None: nothing.
+
+        :raises DurableError: damaged, or not to be trusted.
+        """
+        kept = None if self.durable is None else self.durable.read(job)
+        if kept is None:
+            return None
+        fields = {name: value for name, value in kept._asdict().items() if name in Record._fields}
+        return Record(**fields, state="planned")
+
+    def settled(self, job: int) -> None:
+        """Nothing of the job is left that a reboot could leave. May be repeated.
+
+        :raises DurableError: the record on disk cannot be removed. :raises OSError: the same.
+        """
+        if self.durable is not None:
+            self.durable.remove(_check_job(job))
 
     def _replace(self, folder: int, name: str, text: bytes) -> None:
         temporary = f".{name.partition('.')[0]}.{os.getpid()}.tmp"
@@ -209,6 +262,22 @@ class Journal:
         with self._opened() as folder:
             names = [] if folder is None else os.listdir(folder)
         return sorted(int(match[1]) for match in map(_FILE.fullmatch, names) if match)
+
+    def prune_sometimes(self) -> None:
+        """:meth:`prune`, at most once in :data:`PRUNE_EVERY`: it looks at every job of a week, and a job waits for it.
+
+        :raises JournalError: the journal cannot be trusted. :raises OSError: it cannot be read or written.
+        """
+        with self._created() as folder:
+            descriptor = os.open(_PRUNED, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+            try:
+                status = os.fstat(descriptor)
+                if status.st_size and 0 <= time.time() - status.st_mtime < PRUNE_EVERY:
+                    return
+                os.pwrite(descriptor, b"pruned\n", 0)
+            finally:
+                os.close(descriptor)
+        self.prune()
 
     def prune(self, now: float | None = None) -> None:
         """Forget jobs destroyed more than seven days ago, and incarnations used more than forty days ago.
@@ -327,3 +396,14 @@ def _check_job(job: int) -> int:
     if type(job) is not int or not 0 < job < 2**32:
         raise JournalError(f"{job!r} is not a job id")
     return job
+
+
+def _kept(record: Record) -> Kept:
+    fields = {name: value for name, value in record._asdict().items() if name in Kept._fields}
+    return Kept(**fields, boot=boot_id(), since=boot_time())
+
+
+def journal_of(config: dict[str, Any], node: str) -> Journal:
+    """The journal of a node as the hooks' configuration has it (conf/hookconf.py). ConfigError for an unfit name."""
+    section = config["node"]
+    return Journal(for_node(section["run_dir"], node), node, folder_of(section, node))

@@ -44,6 +44,7 @@ class Evidence(NamedTuple):
     ``read_answer`` 404: the active server answered that at ``at`` (UTC, ISO 8601) to the reading of ``key``. 0: not
     proved; ``error`` says why, or is "" when there was no grant and the caller knew no key either (``key`` is "").
     An ``error`` beside a 404: the key is gone, the grant is not.
+    ``made`` (Unix seconds) and ``incarnation`` as the grant said; "" when it did not.
     """
 
     node: str
@@ -51,6 +52,8 @@ class Evidence(NamedTuple):
     read_answer: int
     at: str
     error: str
+    made: str = ""
+    incarnation: str = ""
 
     @property
     def done(self) -> bool:
@@ -87,13 +90,14 @@ def destroy(
     *,
     incarnation: str | None = None,
     keys: Mapping[str, str] | None = None,
+    alone: bool = False,
     workers: int = WORKERS,
 ) -> list[Evidence]:
     """End the keys of a job on ``nodes``: delete the key, have its absence confirmed, delete the grant last.
 
     So are, before them, the keys of the other nodes that a grant found there names: a job that lost a node on its way
     (it was made smaller, or a node failed under ``--no-kill``) ends without a word of that node. Until those are gone,
-    the grants that name them stay.
+    the grants that name them stay. ``alone``: these nodes and no others, for the job goes on there.
     ``incarnation``: only of this start; a later start's grant and key are left alone. ``keys``: node -> key, as the
     caller remembers them, so that absence can be proved even when the grant is gone. Never raises for one node what
     would keep it from the others: see :attr:`Evidence.error`. Refused ``names.*`` for a bad job, node or incarnation.
@@ -105,7 +109,7 @@ def destroy(
     known = keys or {}
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="keys") as pool:
         readings = list(pool.map(lambda node: _read(head, job, node), wanted))
-        lost = _lost_nodes(readings, wanted, incarnation)
+        lost = {} if alone else _lost_nodes(readings, wanted, incarnation)
         others = list(pool.map(lambda node: _destroy(head, job, node, lost[node], ""), lost))
         keep = not all(one.done for one in others)
 
@@ -214,11 +218,16 @@ def _destroy(
             answer, at = _end_key(head, named)
         if not keep_grant:
             head.delete_grant(node, job)
-        return Evidence(node, named, answer, at, "")
+        return Evidence(node, named, answer, at, "", _word(grant, "created"), _word(grant, "incarnation"))
     except SecureSlurmError as error:
         return Evidence(node, key, answer, at or _now(), str(error))
     except Exception as error:  # noqa: BLE001 - a defect on one node must not keep the others' keys alive
         return Evidence(node, key, answer, at or _now(), f"defect: {type(error).__name__}")
+
+
+def _word(grant: Mapping[str, Any], name: str) -> str:
+    value = grant.get(name)
+    return value if isinstance(value, str) else ""
 
 
 def _end_key(head: Head, key: str) -> tuple[int, str]:

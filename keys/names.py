@@ -23,6 +23,9 @@ _CLUSTER = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}", re.ASCII)
 # Slurm's job ids are 26 bits and more in a federation; no leading zero, so that one job has one name
 _JOB = re.compile(r"[1-9][0-9]{0,19}", re.ASCII)
 _SUFFIX = re.compile(r"[0-9a-f]{16}", re.ASCII)
+CERTIFICATE_KEY = "secure-slurm-certificates"
+"""The transit key that signs certificates of destruction; no job's key can be called so."""
+
 _INCARNATION = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
@@ -86,6 +89,11 @@ def new_key_name(node: str, cluster: str, job: str) -> str:
 def new_incarnation() -> str:
     """What tells one start of a job from all others."""
     return secrets.token_hex(16)
+
+
+def node_key(cluster: str) -> str:
+    """In the metadata of a node's entity: the key under which its name stands (``vault.node.method: aws``)."""
+    return f"secure-slurm-{check_cluster(cluster)}"
 
 
 def key_name(node: str, cluster: str, job: str, suffix: str) -> str:

@@ -51,13 +51,17 @@ class Expected(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """What a genuine document says. ``launched``: its ``pendingTime``, in Unix seconds; ``digest``: SHA-256, hex."""
+    """What a genuine document says. ``launched``: its ``pendingTime``, in Unix seconds; ``digest``: SHA-256, hex.
+
+    ``address``: its ``privateIp``, as it stands there; "" when it has none.
+    """
 
     instance: str
     region: str
     account: str
     launched: float
     digest: str
+    address: str = ""
 
 
 def verify(message: bytes, certificates: bytes, expected: Expected, now: float) -> Identity:
@@ -165,7 +169,8 @@ def _judged(document: dict[str, Any], digest: str, expected: Expected, now: floa
             "the identity document is older than node.ec2.oldest allows",
             advice="stop and start the instance (a reboot is not enough), or raise node.ec2.oldest",
         )
-    return Identity(instance, expected.region, account, launched, digest)
+    address = document.get("privateIp")
+    return Identity(instance, expected.region, account, launched, digest, address if isinstance(address, str) else "")
 
 
 def _launch(value: object) -> float | None:

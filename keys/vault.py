@@ -82,6 +82,29 @@ class VaultSession:
             status, answer = self._send(action, request, token)
         return _judged(action, status, answer)
 
+    @property
+    def has_token(self) -> bool:
+        """Whether a request can be made without a login before it."""
+        with self._lock:
+            return bool(self._token) and time.monotonic() < self._renew_at
+
+    def log_in(self) -> None:
+        """Get a token now, if there is none yet. Errors as :meth:`call`."""
+        self._current_token()
+
+    def health(self) -> tuple[int, dict[str, Any]]:
+        """Status and answer of ``sys/health``, which needs no token and says by its status how the server is."""
+        return self._send("say how it is", lambda client: client.adapter.get("/v1/sys/health"), "")
+
+    def read_policy(self, name: str) -> str:
+        """The text of a policy. VaultDenied when this identity may not read it."""
+        path = f"/v1/sys/policies/acl/{name}"
+        answer = self.call(f"show the policy {name}", lambda client: client.adapter.get(path))
+        text = (answer.get("data") or {}).get("policy")
+        if not isinstance(text, str):
+            raise VaultError(f"Vault showed the policy {name} without its text")
+        return text
+
     def close(self) -> None:
         """Revoke the token that a login gave, as well as that is possible, and close every connection."""
         with self._lock:

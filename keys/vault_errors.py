@@ -56,6 +56,7 @@ _KNOWN: tuple[tuple[str, type[VaultError], str], ...] = (
     ("could not delete key; not found", VaultNotFound, "the key does not exist"),
     ("deletion is not allowed for this key", DeletionNotAllowed, "deletion is not allowed for this key"),
     ("message authentication failed", VaultError, "the wrapped data key was not made by this key"),
+    ("disallowed by policy (too old)", VaultError, "the key is locked: its job is frozen"),
     ("invalid ciphertext", VaultError, "the wrapped data key is damaged"),
     # not VaultNotFound: that a mount is missing must never pass for the proof that a key is gone
     ("no handler for route", VaultError, "nothing is mounted there"),

@@ -1,16 +1,19 @@
 """Vault as the lifecycle daemon sees it: make, configure and delete transit keys, keep the grants.
 
-It can never use a key: its policy (``conf/vault/head.hcl``) has no datakey, encrypt, decrypt, export or backup.
+It can never use a job's key: its policy (``conf/vault/head.hcl``) has no datakey, encrypt, decrypt, export or backup.
+Of the key that signs certificates it can do nothing but that.
 Errors are those of :meth:`keys.vault.VaultSession.call`. Safe for any number of threads.
 """
 
 from __future__ import annotations
 
+import base64
+import re
 from typing import TYPE_CHECKING, Any, Self
 
 from conf.errors import BackendUnavailable, ConfigError, Refused
 from conf.safefile import read_safely
-from keys.names import check_job, check_node, grant_path, parse_key_name
+from keys.names import CERTIFICATE_KEY, check_job, check_node, grant_path, parse_key_name
 from keys.vault import VaultSession
 from keys.vault_errors import DeletionNotAllowed, VaultError, VaultNotFound
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 KEY_TYPE = "aes256-gcm96"
 NEVER_WRITTEN = 0
+PUBLIC_KEY_BYTES = 32
+_SIGNATURE = re.compile(r"vault:v([1-9][0-9]{0,8}):([A-Za-z0-9+/]{86}==)", re.ASCII)
 
 
 class VaultHead:
@@ -38,8 +43,8 @@ class VaultHead:
 
         def login(client: Any) -> Any:  # noqa: ANN401 - hvac has no types
             return client.auth.approle.login(
-                _one_line(head.role_id_file, secret=False),
-                _one_line(head.secret_id_file, secret=True),
+                one_line(head.role_id_file, secret=False),
+                one_line(head.secret_id_file, secret=True),
                 use_token=False,
                 mount_point=head.approle_mount,
             )
@@ -52,6 +57,11 @@ class VaultHead:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def session(self) -> VaultSession:
+        """The session behind it, for what is asked of Vault itself."""
+        return self._session
 
     def close(self) -> None:
         """Revoke the token and close the connections."""
@@ -106,6 +116,47 @@ class VaultHead:
             return False
         return True
 
+    def lock_key(self, name: str) -> None:
+        """Have the key refuse every data key that was wrapped before; may be repeated. VaultNotFound: there is none.
+
+        The key is kept: a newer version of it is made, and those before it are not to decrypt. :meth:`unlock_key`
+        undoes that. Vault and OpenBao both have it (transit: ``rotate``, ``min_decryption_version``).
+        """
+        latest, oldest = self._versions(name)
+        if oldest > 1:
+            return
+        if latest < 2:  # a job's key has one version, and once it was locked two
+            self._session.call(
+                f"rotate the key {name}",
+                lambda client: client.secrets.transit.rotate_key(name, mount_point=self._transit),
+            )
+        self._oldest_version(name, 2)
+
+    def unlock_key(self, name: str) -> None:
+        """Have the key take what it wrapped before; may be repeated. VaultNotFound: there is none."""
+        if self._versions(name)[1] > 1:
+            self._oldest_version(name, 1)
+
+    def _versions(self, name: str) -> tuple[int, int]:
+        parse_key_name(name)
+        answer = self._session.call(
+            f"read the key {name}",
+            lambda client: client.secrets.transit.read_key(name, mount_point=self._transit),
+        )
+        data = answer.get("data") or {}
+        latest, oldest = data.get("latest_version"), data.get("min_decryption_version")
+        if type(latest) is not int or type(oldest) is not int:
+            raise VaultError(f"Vault describes the key {name} in a form that is not known")
+        return latest, oldest
+
+    def _oldest_version(self, name: str, version: int) -> None:
+        # as a string: a policy can compare strings and no numbers (allowed_parameters)
+        body = {"min_decryption_version": str(version)}
+        self._session.call(
+            f"say which versions of the key {name} may decrypt",
+            lambda client: client.adapter.post(f"/v1/{self._transit}/keys/{name}/config", json=body),
+        )
+
     def write_grant(self, node: str, job: str, data: Mapping[str, str], cas: int = NEVER_WRITTEN) -> None:
         """Write the grant if its version is ``cas`` (0: there is none); else VaultConflict."""
         self._session.call(
@@ -137,6 +188,39 @@ class VaultHead:
                 continue
             found += [(node, job) for job in self._list(node) if _is(check_job, job)]
         return sorted(found)
+
+    def sign(self, data: bytes) -> tuple[bytes, int]:
+        """An Ed25519 signature with the cluster's key for certificates, and the version of the key."""
+        body = {"input": base64.b64encode(data).decode("ascii")}
+        answer = self._session.call(
+            "sign a certificate",
+            lambda client: client.adapter.post(f"/v1/{self._transit}/sign/{CERTIFICATE_KEY}", json=body),
+        )
+        match = _SIGNATURE.fullmatch(str((answer.get("data") or {}).get("signature", "")))
+        if match is None:
+            raise VaultError("Vault gave a signature in a form that is not known")
+        return base64.b64decode(match[2]), int(match[1])
+
+    def public_keys(self) -> dict[int, bytes]:
+        """The public keys (32 bytes) of the key for certificates, by version. VaultNotFound: there is no such key."""
+        answer = self._session.call(
+            f"read the key {CERTIFICATE_KEY}",
+            lambda client: client.adapter.get(f"/v1/{self._transit}/keys/{CERTIFICATE_KEY}"),
+        )
+        try:
+            found = {
+                int(version): base64.b64decode(key["public_key"], validate=True)
+                for version, key in answer["data"]["keys"].items()
+            }
+        except (KeyError, TypeError, ValueError, AttributeError):
+            found = {}
+        if not found or any(len(key) != PUBLIC_KEY_BYTES for key in found.values()):
+            raise VaultError("Vault gave the key for certificates in a form that is not known")
+        return found
+
+    def check_access(self) -> None:
+        """Raise what keeps us from the grants: Vault away, a login or a policy that says no."""
+        self._list("")
 
     def _delete_key(self, name: str) -> None:
         self._session.call(
@@ -193,7 +277,7 @@ def _is(check: Callable[[str], object], value: str) -> bool:
     return True
 
 
-def _one_line(path: str, *, secret: bool) -> str:
+def one_line(path: str, *, secret: bool) -> str:
     """The one word in a credential file; ConfigError when it is unsafe (``secret``: also when all can read it)."""
     try:
         word = read_safely(path, secret=secret, limit=4096).decode("ascii").strip()

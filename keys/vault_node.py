@@ -17,6 +17,8 @@ from keys.vault_errors import VaultError
 from keys.vault_head import read_grant
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from conf.site import Vault
 
 # AES-256-XTS takes two keys of 256 bits
@@ -34,8 +36,14 @@ class VaultNode:
         self._grants = grants_mount
 
     @classmethod
-    def from_site(cls, vault: Vault, node: str) -> Self:
-        """The client of the node ``node`` (Slurm's name) for ``vault`` of secure-slurm.yaml."""
+    def from_site(cls, vault: Vault, node: str, other: Callable[[Any], Any] | None = None) -> Self:
+        """The client of the node ``node`` (Slurm's name) for ``vault`` of secure-slurm.yaml.
+
+        ``other``: the login request of another ``vault.node.method`` than ``cert``, which then needs no certificate.
+        """
+        mounts = {"transit_mount": vault.transit_mount, "grants_mount": vault.grants_mount}
+        if other is not None:
+            return cls(VaultSession(vault.address, vault.ca_file, vault.timeout, login=other), node, **mounts)
 
         def login(client: Any) -> Any:  # noqa: ANN401 - hvac has no types
             # hvac's own cert.login guesses between file names and PEM text; the connection has the certificate already
@@ -48,13 +56,18 @@ class VaultNode:
             login=login,
             certificate=(for_node(vault.node.certificate, node), for_node(vault.node.private_key, node)),
         )
-        return cls(session, node, transit_mount=vault.transit_mount, grants_mount=vault.grants_mount)
+        return cls(session, node, **mounts)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def session(self) -> VaultSession:
+        """The session behind it, for what is asked of Vault itself."""
+        return self._session
 
     def close(self) -> None:
         """Revoke the token and close the connections."""

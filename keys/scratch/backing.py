@@ -1,4 +1,4 @@
-"""The backing store: a file, a logical volume, or a whole device. Whatever it is, only ciphertext ever reaches it.
+"""The backing store: a file, memory, a logical volume, or a whole device. Only ciphertext ever reaches it.
 
 :func:`make` gives a block device for the mapping; :func:`remove` takes back what it made, and may be repeated.
 """
@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from keys.scratch import blockdevice, loop, volume
 from keys.scratch.errors import NodeBroken, ScratchTooLarge
+from keys.scratch.mounts import mounts
 from keys.scratch.paths import open_directory
 
 if TYPE_CHECKING:
     from keys.process import Budget
     from keys.scratch.plan import ScratchNames, ScratchPlan
+
+LOOPED = ("file", "memory")
+"""The backings that a loop device makes a block device of."""
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -46,12 +50,15 @@ def make_file(plan: ScratchPlan) -> int:
     the file system, as that setting says.
 
     :raises ScratchTooLarge: there is no space for it, or too little would stay free.
-    :raises NodeBroken: something is already there (a file or link of our name), the folder is not safe, or the file
-        system cannot reserve.
+    :raises NodeBroken: something is already there (a file or link of our name), the folder is not safe or not on the
+        volume that it must be on, or the file system cannot reserve.
     """
     name = plan.names.path.rpartition("/")[2]
+    check_volume(plan.volume)
     folder = open_directory(plan.directory, private=True, create=0o700)
     try:
+        _check_place(folder, plan)
+        _check_limit(folder, plan)
         try:
             file = os.open(name, _CREATE, 0o600, dir_fd=folder)
         except FileExistsError:
@@ -61,6 +68,8 @@ def make_file(plan: ScratchPlan) -> int:
             ) from None
         try:
             _size(file, plan)
+            # another start may have come in between, as below
+            _check_limit(folder, plan)
         except BaseException:
             os.close(file)
             os.unlink(name, dir_fd=folder)
@@ -68,6 +77,55 @@ def make_file(plan: ScratchPlan) -> int:
         return file
     finally:
         os.close(folder)
+
+
+def check_volume(volume: str) -> int | None:
+    """The device (st_dev) of the file system at a mount point; None when none is demanded ("").
+
+    :raises NodeBroken: nothing is mounted there, so that what belongs on it would be on the disk below.
+    """
+    if not volume:
+        return None
+    found = [mount.device for mount in mounts() if mount.point == volume]
+    if not found:
+        raise NodeBroken(
+            f"nothing is mounted at {volume}, where scratch must lie",
+            advice="mount it, or have the node replaced; see scratch.volume",
+        )
+    return found[-1]
+
+
+def _check_place(folder: int, plan: ScratchPlan) -> None:
+    """:raises NodeBroken: the folder is on another file system than what is mounted at ``scratch.volume``."""
+    device = check_volume(plan.volume)
+    if device is not None and os.fstat(folder).st_dev != device:
+        raise NodeBroken(
+            f"{plan.directory} is not on the file system at {plan.volume}", advice="see scratch.directory and findmnt"
+        )
+
+
+def _check_limit(folder: int, plan: ScratchPlan) -> None:
+    """:raises ScratchTooLarge: with this job the backing files in the folder would be larger than the limit in all.
+
+    Sizes and not blocks: a sparse file is promised whole. The job's own file does not count.
+    """
+    if not plan.limit:
+        return
+    taken, own = 0, plan.names.path.rpartition("/")[2]
+    for name in os.listdir(folder):
+        if name.endswith(".img") and name != own:
+            with contextlib.suppress(FileNotFoundError):  # its job has ended
+                taken += os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
+    refuse_over_limit(plan, taken)
+
+
+def refuse_over_limit(plan: ScratchPlan, taken: int) -> None:
+    """:raises ScratchTooLarge: the job's scratch does not fit into ``scratch.limit`` beside ``taken`` bytes."""
+    if plan.limit and taken + plan.mapped_bytes > plan.limit:
+        raise ScratchTooLarge(
+            f"node {plan.node} gives {plan.limit} bytes of scratch in all, {taken} are taken, "
+            f"and the job wants {plan.size_bytes}"
+        )
 
 
 def _size(file: int, plan: ScratchPlan) -> None:
@@ -136,6 +194,7 @@ def exists(names: ScratchNames, budget: Budget) -> bool:
     """Whether something of this job's backing store is there. A whole device always is, and is never the job's."""
     if names.backing == "lvm":
         return volume.exists(names.path, budget)
+    # memory has no name of its own: it is there as long as a loop device has it, which teardown.verify_gone looks for
     return names.backing == "file" and os.path.lexists(names.path)
 
 
@@ -146,13 +205,13 @@ def remove(names: ScratchNames, budget: Budget) -> list[str]:
     """
     if names.backing == "lvm":
         return [f"volume: {names.path}"] if volume.remove(names.path, budget) else []
-    if names.backing != "file":
+    if names.backing not in LOOPED:
         return []
     removed = []
     for device in loop.find(names.path):
         loop.detach(device)
         removed.append(f"loop: {device}")
-    if _unlink(names.path):
+    if names.backing == "file" and _unlink(names.path):
         removed.append(f"file: {names.path}")
     return removed
 

@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from keys.process import ProcessError, program
+from keys.scratch import dmtable
 from keys.scratch.errors import NodeBroken
 from keys.scratch.plan import BLOCK, SECTOR
 
@@ -105,13 +106,13 @@ def open_mapping(name: str, device: str, size_bytes: int, key: Secret, budget: B
             f"cannot map {device}: {error}", advice="check that the kernel has dm_crypt and xts: modprobe dm_crypt"
         ) from None
     try:
-        return verify(name, os.stat(device).st_rdev, size_bytes, budget)  # noqa: PTH116
+        return verify(name, os.stat(device).st_rdev, size_bytes)  # noqa: PTH116
     except BaseException:
         close(name, budget)
         raise
 
 
-def verify(name: str, device: int, size_bytes: int, budget: Budget) -> Mapping:
+def verify(name: str, device: int, size_bytes: int) -> Mapping:
     """Make sure that a mapping is what :func:`open_mapping` promises; ``device`` as st_rdev.
 
     :raises NodeBroken: it is not.
@@ -121,7 +122,7 @@ def verify(name: str, device: int, size_bytes: int, budget: Budget) -> Mapping:
         raise NodeBroken(f"the mapping {name} is not there, though cryptsetup opened it")
     check_ours(mapping)
     expected = f"{os.major(device)}:{os.minor(device)}"
-    why = table_fault(table(name, budget), size_bytes // SECTOR, expected)
+    why = table_fault(dmtable.table(name), size_bytes // SECTOR, expected)
     if why:
         raise NodeBroken(f"the mapping {name} is not what was asked for: {why}")
     return mapping

@@ -4,8 +4,9 @@ A process of the job is one that has the job's user among its user ids, or lives
 (a rootless container's processes have other ids). Of those, only the ones that hold this very file system are killed: a
 user may have another job on the node. Processes of others are named, not touched.
 
-Looking at a process means looking at its files, and one that lies on a dead NFS server makes whoever looks wait for
-ever. So the search is made by a child that can be left behind.
+Looking at a process means looking at its files, and one that lies on a dead NFS or FUSE server makes whoever looks wait
+for ever. So the search is made by a child that can be left behind: another goes on after that process, which is judged
+by the names of its files alone.
 """
 
 # pathlib is left out on purpose: root hooks import this module
@@ -14,8 +15,8 @@ ever. So the search is made by a child that can be left behind.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
-import json
 import os
 import select
 import signal
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 _NS_GET_OWNER_UID = 0xB704
 _MAX_ANSWER = 1024**2
 _SHOWN = 50
+_CLONE_NEWNS = 0x20000
+_LOOK = 2.0
+"""Seconds for one process. On a busy machine one with very many files may take longer: it is then told, and asked again
+in the next round of a tear-down."""
 
 
 class Ended(NamedTuple):
@@ -42,46 +47,77 @@ class Ended(NamedTuple):
     complete: bool
 
 
-def end_holders(devices: set[int], uid: int | None, *, copies: bool, timeout: float) -> Ended:
+def end_holders(devices: set[int], uid: int | None, *, copies: bool, timeout: float, below: str = "") -> Ended:
     """Kill the job's processes that hold one of these file systems (st_dev).
 
     :param uid: the job's user; None or 0: nobody is killed, all are named.
     :param copies: whether having a mount of it in a mount namespace other than ours counts as holding it.
     :param timeout: seconds for the search.
+    :param below: the mount point: a process that cannot be looked at holds what its files' names say.
+    """
+    end = time.monotonic() + timeout
+    killed: list[str] = []
+    others: list[str] = []
+    stuck: set[int] = set()
+    while True:
+        lines, pid = _one_search(devices, uid or 0, copies=copies, end=end, stuck=frozenset(stuck))
+        killed += [line[1:] for line in lines if line.startswith("+")]
+        others += [line[1:] for line in lines if line.startswith("-")]
+        if not pid or pid in stuck:
+            # the end of the search, or one that came to nothing; who was seen by two of them is told once
+            killed, others = list(dict.fromkeys(killed)), list(dict.fromkeys(others))
+            return Ended(killed[:_SHOWN], others[:_SHOWN], pid is None and not stuck)
+        stuck.add(pid)
+        with _handle(pid) as handle:
+            held = _has_by_name(pid, below)
+            line = _line(pid, f"does not answer{f', and has {below} open' if held else ''}")
+            if held and _is_of(pid, uid or 0):
+                _kill(pid, handle)
+                killed.append(line)
+            else:
+                others.append(line)
+
+
+def _one_search(
+    devices: set[int], uid: int, *, copies: bool, end: float, stuck: frozenset[int]
+) -> tuple[list[str], int | None]:
+    """What a child found (``+``: killed, ``-``: another's), and at which process it did not go on; None: it ended.
+
+    0: it did not get to any process, or failed.
     """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(int(timeout) + 1)
+            signal.alarm(max(1, int(end - time.monotonic()) + 1))
             os.close(reader)
-            answer = json.dumps(_search(devices, uid or 0, copies=copies)).encode()
-            os.write(writer, answer[:_MAX_ANSWER])
+            for line in _search(devices, uid, copies=copies, stuck=stuck):
+                os.write(writer, line.encode("utf-8", "replace") + b"\n")
+            os.write(writer, b".\n")
         os._exit(0)
     os.close(writer)
     try:
-        answer = _receive(reader, time.monotonic() + timeout)
+        lines = _receive(reader, end)
     finally:
         os.close(reader)
         _reap(child)
-    try:
-        killed, others = json.loads(answer)
-    except ValueError:
-        return Ended([], [], False)
-    return Ended(killed, others, True)
+    if lines[-1:] == ["."]:
+        return lines, None
+    return lines, next((int(line) for line in reversed(lines) if line.isdecimal()), 0)
 
 
-def _receive(reader: int, end: float) -> bytes:
+def _receive(reader: int, end: float) -> list[str]:
+    """The child's lines, until its end, or ``end``, or a look at one process that takes too long."""
     answer = b""
-    while (left := end - time.monotonic()) > 0:
-        if not select.select([reader], [], [], left)[0]:
+    while len(answer) < _MAX_ANSWER and (left := end - time.monotonic()) > 0:
+        if not select.select([reader], [], [], min(left, _LOOK))[0]:
             break
         data = os.read(reader, 65536)
         if not data:
             break
         answer += data
-    return answer
+    return answer.decode("utf-8", "replace").split("\n")[:-1]
 
 
 def _reap(child: int) -> None:
@@ -95,26 +131,58 @@ def _reap(child: int) -> None:
         return
 
 
-def _search(devices: set[int], uid: int, *, copies: bool) -> tuple[list[str], list[str]]:
-    killed: list[str] = []
-    others: list[str] = []
+def _search(devices: set[int], uid: int, *, copies: bool, stuck: frozenset[int]) -> Iterator[str]:
+    """A line with its number before each process is looked at, and one more for each that holds something."""
     own_namespace = _link("/proc/self/ns/mnt")
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
-        if pid == os.getpid():
+        if pid == os.getpid() or pid in stuck:
             continue
+        yield str(pid)
         with _handle(pid) as handle:
             # the handle is taken before the look: what is killed is the process that was looked at (pidfd_open(2))
             why = _why(pid, devices) or (_copy(pid, devices, own_namespace) if copies else "")
             if not why:
                 continue
-            uids = _uids(pid)
-            line = f"{pid} {_command(pid)} (user {uids[0] if uids else '?'}, {why})"
-            if uid and (uid in uids or _namespace_owner(pid) == uid):
+            if _is_of(pid, uid):
+                line = _line(pid, why)
                 _kill(pid, handle)
-                killed.append(line)
+                yield f"+{line}"
             else:
-                others.append(line)
-    return killed[:_SHOWN], others[:_SHOWN]
+                yield f"-{_line(pid, why)}"
+    if copies:
+        yield from _kept_namespaces(devices)
+
+
+def _is_of(pid: int, uid: int) -> bool:
+    return bool(uid) and (uid in _uids(pid) or _namespace_owner(pid) == uid)
+
+
+def _line(pid: int, why: str) -> str:
+    uids = _uids(pid)
+    return f"{pid} {_command(pid)} (user {uids[0] if uids else '?'}, {why})"
+
+
+def _has_by_name(pid: int, below: str) -> bool:
+    """Whether the name of something that a process has open is below the mount point. No file system is asked."""
+    names = [f"/proc/{pid}/{name}" for name in ("cwd", "root", "exe")] + _entries(f"/proc/{pid}/fd")
+    return bool(below) and any(f"{_link(name)}/".startswith(f"{below}/") for name in names)
+
+
+def _kept_namespaces(devices: set[int]) -> Iterator[str]:
+    """Mount namespaces that no process lives in, and a file keeps (``unshare --mount=FILE``, Slurm's plugins).
+
+    They are named and not touched: whose they are does not show.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    kept = {}
+    for mount in mounts():
+        if mount.fstype == "nsfs" and mount.root.startswith("mnt:"):
+            with contextlib.suppress(OSError):
+                kept[mount.point] = os.open(mount.point, os.O_RDONLY | os.O_CLOEXEC)
+    for point, descriptor in kept.items():
+        # this process is the search's own and ends with it: it need not come back
+        if libc.setns(descriptor, _CLONE_NEWNS) == 0 and any(mount.device in devices for mount in mounts()):
+            yield f"-namespace kept by {point} (mounted in it)"
 
 
 @contextlib.contextmanager

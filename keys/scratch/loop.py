@@ -107,16 +107,35 @@ def find(path: str) -> list[str]:
     return found
 
 
+def on_device(device: int) -> list[tuple[str, int]]:
+    """The loop devices on a block device, or on a file of the file system on it: path and number (st_rdev)."""
+    found = []
+    for name in sorted(os.listdir("/sys/block")):
+        if not name.startswith("loop") or not os.path.exists(f"/sys/block/{name}/loop/backing_file"):  # noqa: PTH110
+            continue
+        with contextlib.suppress(OSError), _opened(f"/dev/{name}") as descriptor:
+            info = _INFO.unpack(fcntl.ioctl(descriptor, _GET_STATUS64, bytes(_INFO.size)))
+            if device in (_device(info[0]), _device(info[2])):
+                found.append((f"/dev/{name}", os.fstat(descriptor).st_rdev))
+    return found
+
+
 def _backs(device: str, status: os.stat_result) -> bool:
     try:
         with _opened(device) as descriptor:
             info = _INFO.unpack(fcntl.ioctl(descriptor, _GET_STATUS64, bytes(_INFO.size)))
     except OSError:
         return False
-    # lo_device is the kernel's own encoding (new_encode_dev or, for old kernels, huge_encode_dev): both have the
-    # low eight bits of the minor and the major at these places
-    number = os.makedev((info[0] >> 8) & 0xFFF, (info[0] & 0xFF) | ((info[0] >> 12) & 0xFFF00))
-    return bool(info[1] == status.st_ino and number == status.st_dev)
+    return bool(info[1] == status.st_ino and _device(info[0]) == status.st_dev)
+
+
+def _device(number: int) -> int:
+    """A device as loop_info64 has it, in st_dev's form.
+
+    It is the kernel's own encoding (new_encode_dev or, for old kernels, huge_encode_dev): both have the low eight bits
+    of the minor and the major at these places.
+    """
+    return os.makedev((number >> 8) & 0xFFF, (number & 0xFF) | ((number >> 12) & 0xFFF00))
 
 
 def detach(device: str) -> None:

@@ -11,12 +11,15 @@ _MAX_BYTES = 64 * 1024**2
 
 
 class Mount(NamedTuple):
-    """One mount: ``device`` as st_dev has it, ``root`` the folder of the file system that is shown at ``point``."""
+    """One mount: ``device`` as st_dev has it, ``root`` the folder of the file system that is shown at ``point``,
+    ``options`` this mount's own, as mount(8) takes them.
+    """
 
     device: int
     root: str
     point: str
     fstype: str
+    options: str = ""
 
 
 def parse(text: bytes) -> list[Mount]:
@@ -31,7 +34,7 @@ def parse(text: bytes) -> list[Mount]:
             device = os.makedev(int(major), int(minor))
         except (IndexError, ValueError):
             continue
-        found.append(Mount(device, _plain(fields[3]), _plain(fields[4]), _plain(fstype)))
+        found.append(Mount(device, _plain(fields[3]), _plain(fields[4]), _plain(fstype), _plain(fields[5])))
     return found
 
 

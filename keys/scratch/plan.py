@@ -15,7 +15,9 @@ from keys.scratch.errors import NodeBroken
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-BACKINGS = ("file", "lvm", "block")
+BACKINGS = ("file", "lvm", "block", "memory")
+UNCHOSEN = "auto"
+"""What a node's configuration names until ``secure-slurm node store --prepare`` has chosen one of them for the node."""
 SECTOR = 512
 BLOCK = 4096
 """The sector size of the mapping, and so what every size is a multiple of."""
@@ -29,7 +31,11 @@ _MAX_JOB = 2**32
 
 
 class ScratchPlan(NamedTuple):
-    """Encrypted scratch for one job on one node. Sizes in bytes; ``backing`` is ``file``, ``lvm`` or ``block``."""
+    """Encrypted scratch for one job on one node. Sizes in bytes; ``backing`` is one of :data:`BACKINGS`.
+
+    ``limit``: bytes that the scratch of all jobs of this machine may have together, 0 for no limit; ``volume``: the
+    mount point that ``directory`` must be on, "" for any; ``striped``: a volume is spread over all drives of its group.
+    """
 
     node: str
     job: int
@@ -44,6 +50,9 @@ class ScratchPlan(NamedTuple):
     mount_root: str
     filesystem: str
     run_dir: str
+    limit: int = 0
+    volume: str = ""
+    striped: bool = False
 
     @property
     def mapped_bytes(self) -> int:
@@ -53,14 +62,14 @@ class ScratchPlan(NamedTuple):
     @property
     def names(self) -> ScratchNames:
         """What everything is called."""
-        where = {"file": self.directory, "lvm": self.volume_group, "block": self.device}[self.backing]
+        where = {"file": self.directory, "lvm": self.volume_group, "block": self.device}.get(self.backing, "")
         return names_of(self.node, self.job, self.backing, where, self.mount_root)
 
 
 class ScratchNames(NamedTuple):
     """Where one job's scratch is on one node, whether or not it is there.
 
-    ``path`` is the backing file, ``<volume group>/<volume>``, or the device.
+    ``path`` is the backing file, ``<volume group>/<volume>``, the device, or the name that the kernel shows for memory.
     """
 
     node: str
@@ -101,13 +110,14 @@ def names_of(node: str, job: int, backing: str, where: str, mount_root: str) -> 
         raise NodeBroken(f"{node[:80]!r} is not the name of a node that can have scratch")
     if type(job) is not int or not 0 < job < _MAX_JOB:
         raise NodeBroken(f"{job!r} is not a job id")
-    if backing not in BACKINGS:
-        raise NodeBroken(f"{backing!r} is no kind of backing store", advice=f"use one of {', '.join(BACKINGS)}")
+    _check_backing(backing)
     mapper = f"secure-{node}-{job}"
     if backing == "lvm":
-        if not _VOLUME_GROUP.fullmatch(where):
+        if not is_volume_group(where):
             raise NodeBroken(f"{where[:80]!r} is not the name of a volume group")
         path = f"{where}/{mapper}"
+    elif backing == "memory":
+        path = memory_path(mapper)
     else:
         if not where.startswith("/"):
             raise NodeBroken(f"the backing store {where[:80]!r} is not an absolute path")
@@ -118,6 +128,25 @@ def names_of(node: str, job: int, backing: str, where: str, mount_root: str) -> 
     return ScratchNames(node, job, mapper, mount_root, f"{mount_root}/{job}", backing, path)
 
 
+def is_volume_group(name: str) -> bool:
+    """Whether this can be the name of a volume group that scratch lies on."""
+    return _VOLUME_GROUP.fullmatch(name) is not None
+
+
+def memory_path(name: str) -> str:
+    """What the kernel shows as the path of anonymous memory of this name (memfd_create(2))."""
+    return f"/memfd:{name}"
+
+
+def _check_backing(backing: str) -> None:
+    if backing == UNCHOSEN:
+        raise NodeBroken(
+            "what scratch lies on has not been chosen on this node", advice="run: secure-slurm node store --prepare"
+        )
+    if backing not in BACKINGS:
+        raise NodeBroken(f"{backing!r} is no kind of backing store", advice=f"use one of {', '.join(BACKINGS)}")
+
+
 def names_from_config(node: str, job: int, scratch: Mapping[str, Any]) -> ScratchNames:
     """The names by the ``scratch`` part of the hooks' configuration (conf/render.py).
 
@@ -125,6 +154,10 @@ def names_from_config(node: str, job: int, scratch: Mapping[str, Any]) -> Scratc
     """
     try:
         backing = str(scratch["backing"])
+        if backing == UNCHOSEN:
+            # Set-up refuses this (check_plan), tear-down must not: mapping and mount are called the same whatever is
+            # below, and the journal says what it was. Of memory nothing has a name beyond these.
+            backing = "memory"
         where = str(scratch[{"file": "directory", "lvm": "volume_group", "block": "device"}.get(backing, "backing")])
         return names_of(node, job, backing, where, str(scratch["mount_root"]))
     except KeyError as error:
@@ -142,8 +175,7 @@ def check_plan(plan: ScratchPlan) -> None:
         raise NodeBroken(
             f"{plan.filesystem!r} is no file system for scratch", advice=f"use one of {', '.join(MINIMUM)}"
         )
-    if plan.backing not in BACKINGS:
-        raise NodeBroken(f"{plan.backing!r} is no kind of backing store", advice=f"use one of {', '.join(BACKINGS)}")
+    _check_backing(plan.backing)
     if plan.uid <= 0 or plan.gid < 0:
         raise Refused("scratch.root", f"user {plan.uid} cannot have encrypted scratch", advice="submit as another user")
     if plan.size_bytes < MINIMUM[plan.filesystem]:

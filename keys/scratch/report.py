@@ -32,6 +32,31 @@ class Report:
         """Whether nothing of the scratch is left on this node."""
         return not self.left
 
+    def healed(self, reason: str, *before: str) -> dict[str, object]:
+        """The fields of the audit event ``reaper.healed``; ``before``: what else was removed, first."""
+        return {
+            "job": self.job,
+            "node": self.node,
+            "incarnation": self.incarnation or None,
+            "key": self.key_name or None,
+            "reason": reason,
+            "result": "gone",
+            "evidence": self._evidence(before),
+        }
+
+    def absent(self, *before: str) -> dict[str, object]:
+        """The fields of the audit event ``scratch.gone``; ``before`` as in :meth:`healed`."""
+        return {
+            "job": self.job,
+            "node": self.node,
+            "incarnation": self.incarnation or None,
+            "evidence": self._evidence(before),
+            "wiped": self.wiped,
+        }
+
+    def _evidence(self, before: tuple[str, ...]) -> str:
+        return "; ".join([*before, *self.removed]) or "nothing was there"
+
     def as_dict(self) -> dict[str, Any]:
         """Everything, as JSON knows it."""
         return dict(vars(self))

@@ -12,9 +12,9 @@ import signal
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from conf.errors import BackendUnavailable, Refused, SecureSlurmError
-from keys.journal import JournalError, Record
+from keys.journal import Record
 from keys.process import Budget
-from keys.scratch import backing, crypt, filesystem
+from keys.scratch import backing, crypt, filesystem, memory
 from keys.scratch.errors import NodeBroken
 from keys.scratch.plan import ScratchInfo, check_plan
 from keys.scratch.report import Report
@@ -51,6 +51,7 @@ def open_scratch(
     restarts: int = 0,
     place: str = "",
     seconds: float = SECONDS,
+    healed: Callable[[Report], object] | None = None,
 ) -> ScratchInfo:
     """Give a job its encrypted scratch. ``key`` is wiped when this returns or raises.
 
@@ -61,6 +62,7 @@ def open_scratch(
     :param key_name: the transit key's name in Vault; ``wrapped``: the data key as Vault wrapped it.
     :param place: the node's verdict on its own place, for the journal.
     :param seconds: for everything together.
+    :param healed: is told what an earlier start of the job had left, once that is gone.
     :raises ScratchTooLarge: ``scratch.no-space``: the job's fault, the node is well.
     :raises Refused: ``scratch.too-small``, ``scratch.root``, ``scratch.busy``.
     :raises JobEnded: a tear-down of the job, or another start of it, came after this incarnation was claimed.
@@ -71,7 +73,7 @@ def open_scratch(
     try:
         check_plan(plan)
         with journal.lock(plan.job, _LOCK_PATIENCE), _Signals() as signals:
-            work = _SetUp(plan, journal, signals, seconds)
+            work = _SetUp(plan, journal, signals, seconds, healed)
             record = Record(
                 job=plan.job, node=plan.node, uid=plan.uid, incarnation=incarnation, restarts=restarts,
                 key_name=key_name, wrapped_key=wrapped, mapper=plan.names.mapper, backing=plan.backing,
@@ -135,8 +137,16 @@ class _Undo(NamedTuple):
 class _SetUp:
     """One set-up, and what has to be undone of it."""
 
-    def __init__(self, plan: ScratchPlan, journal: Journal, signals: _Signals, seconds: float) -> None:
+    def __init__(
+        self,
+        plan: ScratchPlan,
+        journal: Journal,
+        signals: _Signals,
+        seconds: float,
+        healed: Callable[[Report], object] | None,
+    ) -> None:
         self._plan = plan
+        self._healed = healed
         self._names = plan.names
         self._journal = journal
         self._signals = signals
@@ -168,7 +178,7 @@ class _SetUp:
                 # a program that was stopped because a signal waits: what the signal has to say is the true reason
                 self._signals.check()
             raise
-        self._journal.prune()
+        self._journal.prune_sometimes()
         return self._info(mapping)
 
     def _heal(self) -> None:
@@ -176,6 +186,8 @@ class _SetUp:
         if self._earlier():
             report = Report(self._plan.node, self._plan.job)
             close_locked(self._journal, self._names, report, patience=self._budget.left(), revoke=False)
+            if self._healed is not None:
+                self._healed(report)
         left = verify_gone(self._names)
         if left:
             raise NodeBroken(
@@ -185,8 +197,8 @@ class _SetUp:
 
     def _earlier(self) -> bool:
         try:
-            record = self._journal.read(self._plan.job)
-        except JournalError:
+            record = self._journal.read(self._plan.job) or self._journal.before_reboot(self._plan.job)
+        except SecureSlurmError:
             return True  # damaged: there was something, and everything of it can be found by its name
         return record is not None and record.state != "destroyed"
 
@@ -198,9 +210,13 @@ class _SetUp:
         self._record = self._journal.write(self._record._replace(state=state))
 
     def _backing(self) -> str:
-        if self._plan.backing == "file":
-            file = backing.make_file(self._plan)
-            self._undo.append(_Undo("backing file", lambda budget: backing.remove(self._names, budget)))
+        if self._plan.backing in backing.LOOPED:
+            file = (
+                backing.make_file(self._plan) if self._plan.backing == "file" else memory.make(self._plan, self._budget)
+            )
+            self._undo.append(
+                _Undo(f"backing {self._plan.backing}", lambda budget: backing.remove(self._names, budget))
+            )
             self._held.append(file)
             self._step("loop")
             store = backing.attach_file(file, self._names)
@@ -213,6 +229,8 @@ class _SetUp:
         if store.held is not None:
             self._held.append(store.held)
         self._undo.append(_Undo("loop device", lambda _budget: self._let_go()))
+        # only now: what we hold ourselves keeps the loop device from going away
+        memory.check_limit(self._plan)
         return store.device
 
     def _map(self, device: str, key: Secret) -> crypt.Mapping:
@@ -247,8 +265,9 @@ class _SetUp:
         self._let_go()
         if problems:
             raise NodeBroken(f"{reason}; and set-up could not be undone: {'; '.join(problems)}") from reason
-        with contextlib.suppress(SecureSlurmError):
+        with contextlib.suppress(SecureSlurmError, OSError):
             self._journal.write(self._record._replace(state="destroyed", wrapped_key=""))
+            self._journal.settled(self._plan.job)
 
     def _info(self, mapping: crypt.Mapping) -> ScratchInfo:
         return ScratchInfo(

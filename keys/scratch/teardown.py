@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from conf.errors import SecureSlurmError
 from keys.journal import Journal, JournalError, Record
 from keys.process import Budget, ProcessError
-from keys.scratch import backing, crypt, filesystem, loop
+from keys.scratch import backing, crypt, filesystem, loop, stacked
 from keys.scratch.errors import NodeBroken, ScratchLeft
 from keys.scratch.holders import end_holders
 from keys.scratch.mounts import Mount, below, mounts
@@ -91,7 +91,11 @@ def close_locked(
         report.left += [item for item in verify_gone(each) if item not in report.left]
     if report.left:
         raise ScratchLeft(_left_message(report), report, advice="see: secure-slurm node status; then reboot the node")
-    _write_destroyed(journal, record, names, uid, report)
+    if _write_destroyed(journal, record, names, uid, report):
+        try:
+            journal.settled(names.job)
+        except (SecureSlurmError, OSError) as error:
+            report.problems.append(str(error))
     return report
 
 
@@ -111,11 +115,16 @@ def _left_message(report: Report) -> str:
 
 
 def _read(journal: Journal, job: int, report: Report) -> Record | None:
-    try:
-        return journal.read(job)
-    except (SecureSlurmError, OSError) as error:
-        report.problems.append(str(error))
-        return None
+    """What the journal says, or, where it says nothing, the record that a reboot left."""
+    for read in (journal.read, journal.before_reboot):
+        try:
+            record = read(job)
+        except (SecureSlurmError, OSError) as error:
+            report.problems.append(str(error))
+        else:
+            if record is not None:
+                return record
+    return None
 
 
 def _written_names(record: Record, node: str, report: Report) -> ScratchNames | None:
@@ -136,16 +145,19 @@ def _written_names(record: Record, node: str, report: Report) -> ScratchNames | 
 
 def _write_destroyed(
     journal: Journal, record: Record | None, names: ScratchNames, uid: int | None, report: Report
-) -> None:
+) -> bool:
+    """Whether the journal says that it is gone, or need not."""
     if record is None and not report.found:
-        return
+        return True
     base = record or Record(names.job, names.node, uid or 0, backing=names.backing, backing_path=names.path)
     if base.state == "destroyed":
-        return
+        return True
     try:
         journal.write(base._replace(state="destroyed", wrapped_key=""))
     except (SecureSlurmError, OSError) as error:
         report.problems.append(str(error))
+        return False
+    return True
 
 
 def verify_gone(names: ScratchNames) -> list[str]:
@@ -154,7 +166,7 @@ def verify_gone(names: ScratchNames) -> list[str]:
     left += [f"mount: {mount.point}" for mount in below(names.mount_point, mounts())]
     if os.path.lexists(names.mount_point):
         left.append(f"mount point: {names.mount_point}")
-    if names.backing == "file":
+    if names.backing in backing.LOOPED:
         left += [f"loop: {device}" for device in loop.find(names.path)]
     try:
         if backing.exists(names, Budget(20.0)):
@@ -204,8 +216,12 @@ class _Closing:
         everything = mounts()
         inside = below(self._names.mount_point, everything)
         mapping = crypt.find(self._names.mapper)
-        elsewhere = [m for m in everything if mapping is not None and m.device == mapping.device and m not in inside]
-        return inside + elsewhere
+        if mapping is None:
+            return inside
+        upper = [each.device for each in stacked.above(mapping.device)]
+        nested = [m for device in upper for m in reversed(everything) if m.device == device and m not in inside]
+        elsewhere = [m for m in everything if m.device == mapping.device and m not in inside]
+        return nested + inside + elsewhere
 
     def _unmount(self) -> None:
         found = self._mounts()
@@ -213,8 +229,10 @@ class _Closing:
         first = True
         while found:
             if not self._unmount_each(found):
+                self._unstack(stacked.swaps_off)
                 self._wipe()
                 self._end_holders(found, copies=False)
+                self._unstack(stacked.take_off)
                 if not first:
                     time.sleep(_PAUSE)
                 first = False
@@ -226,7 +244,7 @@ class _Closing:
         good = True
         for mount in found:
             try:
-                filesystem.unmount(mount.point, self._budget, cap=_UNMOUNT)
+                filesystem.unmount_one(self._names, mount.point, self._budget, cap=_UNMOUNT)
                 self._report.removed.append(f"mount: {mount.point}")
             except ProcessError:
                 good = False
@@ -247,9 +265,21 @@ class _Closing:
                 if not self._budget.left():
                     raise
                 if tries > _QUIET_TRIES:
+                    self._unstack(stacked.swaps_off)
                     self._wipe()
                     self._end_holders([Mount(mapping.device, "/", "", "")], copies=True)
+                    self._unstack(stacked.take_off)
                 time.sleep(_PAUSE)
+
+    def _unstack(self, act: Callable[[int, Budget], list[stacked.Taken]]) -> None:
+        """Have what the kernel holds the device with taken off; what fails again is told once."""
+        mapping = crypt.find(self._names.mapper)
+        for taken in act(mapping.device, self._budget) if mapping is not None else []:
+            self._report.problems = [line for line in self._report.problems if not line.startswith(f"{taken.what}: ")]
+            if taken.problem:
+                self._report.problems.append(f"{taken.what}: {taken.problem}")
+            else:
+                self._report.removed.append(taken.what)
 
     def _remove_backing(self) -> None:
         if crypt.find(self._names.mapper) is None:
@@ -269,8 +299,9 @@ class _Closing:
         mapping = crypt.find(self._names.mapper)
         devices = {mount.device for mount in found if mount.fstype.startswith("fuse")}
         if mapping is not None:
-            devices.add(mapping.device)
-        ended = end_holders(devices, self._uid, copies=copies, timeout=_SEARCH)
+            devices |= {mapping.device, *(each.device for each in stacked.above(mapping.device))}
+        point = self._names.mount_point
+        ended = end_holders(devices, self._uid, copies=copies, timeout=_SEARCH, below=point)
         self._report.killed += [line for line in ended.killed if line not in self._report.killed]
         self._report.holders = ended.others
         if not ended.complete:

@@ -173,7 +173,7 @@ class TestMounts:
             "/", "/secure-scratch/7", "/secure-scratch/7/in ner", "/secure-scratch/7/in ner/deep", "/secure-scratch/77",
             "/secure-scratch/7",
         ]  # fmt: skip
-        assert found[1] == mounts.Mount(os.makedev(254, 0), "/", "/secure-scratch/7", "ext4")
+        assert found[1] == mounts.Mount(os.makedev(254, 0), "/", "/secure-scratch/7", "ext4", "rw,nosuid")
         assert found[2].fstype == "fuse.sshfs"
 
     def test_innermost_first_and_no_namesakes(self) -> None:

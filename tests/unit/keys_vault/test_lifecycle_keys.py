@@ -363,3 +363,12 @@ def test_a_question_that_makes_no_sense_is_refused(
     with pytest.raises(Refused):
         lifecycle_keys.destroy(head, job, nodes, incarnation=incarnation)
     assert not head.log
+
+
+def test_one_node_alone_while_the_job_goes_on(head: FakeHead) -> None:
+    lost, *others = made = grants()
+    lifecycle_keys.create(head, made, lambda: True)
+    (evidence,) = lifecycle_keys.destroy(head, lost.job, [lost.node], alone=True)
+
+    assert (evidence.node, evidence.key, evidence.read_answer, evidence.done) == (lost.node, lost.key, 404, True)
+    assert all(head.key_exists(grant.key) and head.read_grant(grant.node, grant.job) for grant in others)
