@@ -118,8 +118,10 @@ def _count(value: object) -> int:
 
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[1-9][0-9]{0,4})?/?"
 _PATH = Form(_path)
+_SIZE = _in_words(_positive_size, "a size such as 200M, 10G or 1T")
 
-Size = Annotated[int, _in_words(_positive_size, "a size such as 200M, 10G or 1T")]
+Size = Annotated[int, _SIZE]
+OptionalSize = Annotated[int, Form(lambda value: 0 if value == "" else _SIZE.check(value))]
 Duration = Annotated[float, _in_words(units.parse_duration, "a duration such as 200ms, 5s, 10m, 12h or 30d")]
 Date = Annotated[datetime.date, Form(_date)]
 Count = Annotated[int, Form(_count)]
@@ -145,6 +147,12 @@ Rule = Annotated[str, _matching(r"[a-z]+\.[a-z]+(?:-[a-z]+)*", "the id of a rule
 Feature = Annotated[str, _matching(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", "a feature (letters, digits, '_', '.' and '-')")]
 Region = Annotated[str, _matching(r"[a-z0-9][a-z0-9-]{0,63}", "a region id such as eu-central-1")]
 UserName = Annotated[str, _matching(r"[a-z_][a-z0-9_-]{0,31}", "the name of a system account")]
+_ENDPOINT = _matching(
+    r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]):[1-9][0-9]{0,4}",
+    "a host and a port, such as head:6830 or 0.0.0.0:6830",
+)
+Endpoint = Annotated[str, _ENDPOINT]
+OptionalEndpoint = Annotated[str, _optional(_ENDPOINT)]
 HttpsUrl = Annotated[str, _matching(rf"https://{_HOST}", "an https:// address (host and port, no path or password)")]
 # the metadata service is link-local and speaks plain HTTP only; loopback is for a stand-in
 MetadataUrl = Annotated[
@@ -155,6 +163,8 @@ MetadataUrl = Annotated[
     ),
 ]
 AwsAccount = Annotated[str, _optional(_matching(r"[0-9]{12}", "an AWS account id (12 digits, in quotes)"))]
+# IAM user guide, "Name requirements"
+AwsRole = Annotated[str, _matching(r"[A-Za-z0-9_+=,.@-]{1,64}", "the name of an IAM role, without its path")]
 LdapsUrl = Annotated[str, _matching(rf"ldaps://{_HOST}", "an ldaps:// address (ldap:// would send passwords in clear)")]
 Mount = Annotated[str, _matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}(?:/[A-Za-z0-9_-]{1,64}){0,3}", "a Vault mount path")]
 VaultRole = Annotated[str, _matching(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", "the name of a Vault role")]

@@ -19,7 +19,7 @@ FORMAT = 1
 SECTIONS = ("cluster", "lifecycle", "node", "scratch", "audit", "regions", "sources")
 _ADVICE = "run: secure-slurm conf render"
 
-__all__ = ["FORMAT", "HOOKS_JSON", "SECTIONS", "for_node", "is_node_name", "read_hook_config"]
+__all__ = ["FORMAT", "HOOKS_JSON", "SECTIONS", "check_sources", "for_node", "is_node_name", "read_hook_config"]
 
 
 def read_hook_config(path: str = HOOKS_JSON, *, check_sources: bool = True) -> dict[str, Any]:
@@ -33,6 +33,11 @@ def read_hook_config(path: str = HOOKS_JSON, *, check_sources: bool = True) -> d
     if check_sources:
         _check_sources(path, config["sources"])
     return config
+
+
+def check_sources(config: dict[str, Any], path: str = HOOKS_JSON) -> None:
+    """As :func:`read_hook_config` with ``check_sources``, for what was read without. Raises ConfigError."""
+    _check_sources(path, config["sources"])
 
 
 def _parse(path: str, data: bytes) -> dict[str, Any]:

@@ -44,6 +44,8 @@ class DataClass:
     directories in which the working directory, and standard input, output and error, must lie.
     ``mail`` ``owner``: to nobody but the job's owner. ``environment``: no variables of the submitter's (``none``), nor
     what the login files of the user set on the node (``nil``; sbatch(1), ``--export``).
+    ``private_tmp``: what /tmp and /var/tmp of a job must be: on its ``scratch``, its own on something ``encrypted``, or
+    anything (``none``). None: on the scratch, where the class requires one (:attr:`tmp`).
     """
 
     name: forms.Name
@@ -65,6 +67,12 @@ class DataClass:
     containers: Literal["refuse", "allow"] = "refuse"
     burst_buffers: Literal["refuse", "allow"] = "refuse"
     environment: Literal["any", "none", "nil"] = "any"
+    private_tmp: Literal["scratch", "encrypted", "none"] | None = None
+
+    @property
+    def tmp(self) -> str:
+        """``private_tmp``, with its default."""
+        return self.private_tmp or ("scratch" if self.scratch == "required" else "none")
 
 
 @attrs.frozen(kw_only=True)

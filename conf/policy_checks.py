@@ -71,6 +71,8 @@ def _classes(policy: Raw) -> Findings:
             yield ("classes", index, "default_scratch"), "default_scratch without 'max_scratch': no scratch is allowed"
         if least is not None and most is not None and least > most:
             yield ("classes", index, "default_scratch"), "default_scratch is larger than max_scratch"
+        if each.get("private_tmp") == "scratch" and each.get("scratch") != "required":
+            yield ("classes", index, "private_tmp"), "'private_tmp: scratch' needs 'scratch: required'"
         usual, longest = duration(each, "default_time", 0.0), duration(each, "max_time", float("inf"))
         if usual is not None and longest is not None and usual > longest:
             yield ("classes", index, "default_time"), "default_time is longer than max_time"

@@ -3,7 +3,8 @@
 Rendering the same files twice gives the same bytes. hooks.json has ``format``; ``cluster`` (name, head_nodes,
 slurm_bin, slurm_user); ``lifecycle`` (socket, start_deadline in seconds, ended_dir); ``node`` (run_dir with ``%n``,
 place_file, proof, prolog_deadline in seconds and whatever else the site file says of nodes); ``scratch``; ``audit``
-(directory); ``regions`` (region id to jurisdiction); ``secure_partitions``; ``mounts`` (:mod:`conf.surroundings`); and
+(directory); ``revocation`` (offline_grace and confirm_within in seconds, linked); ``regions`` (region id to
+jurisdiction); ``secure_partitions``; ``mounts`` and, by class, ``private_tmp`` (:mod:`conf.surroundings`); and
 ``sources``, the sha256 of each YAML file, by which a stale one is refused.
 """
 
@@ -20,7 +21,7 @@ import attrs
 
 from conf import policy as policy_file
 from conf import site as site_file
-from conf import surroundings
+from conf import store, surroundings
 from conf.errors import ConfigError
 from conf.hookconf import FORMAT
 from conf.quote import quote
@@ -55,13 +56,15 @@ def render(
         "hooks.sh": hooks_sh(site, policy, library=library),
         "job_submit.conf.lua": job_submit_lua(site, policy),
         # last: its hashes say that the two others are up to date as well
-        "hooks.json": hooks_json(site, policy, sources),
+        "hooks.json": hooks_json(site, policy, sources, directory=directory),
     }
-    return [_replace(Path(directory) / name, text) for name, text in files.items()]
+    return [replace(Path(directory) / name, text) for name, text in files.items()]
 
 
-def hooks_json(site: Site, policy: Policy, sources: dict[str, str]) -> str:
-    """The text of hooks.json; ``sources`` maps each YAML file's absolute path to its sha256."""
+def hooks_json(site: Site, policy: Policy, sources: dict[str, str], *, directory: str) -> str:
+    """The text of hooks.json; ``sources`` maps each YAML file's absolute path to its sha256, ``directory`` is where it
+    goes: what ``scratch.backing: auto`` has chosen on this machine lies there too (:mod:`conf.store`).
+    """
     content: dict[str, Any] = {
         "_": _MADE,
         "format": FORMAT,
@@ -72,11 +75,13 @@ def hooks_json(site: Site, policy: Policy, sources: dict[str, str]) -> str:
             "ended_dir": site.lifecycle.ended_dir,
         },
         "node": attrs.asdict(site.node),
-        "scratch": attrs.asdict(site.scratch),
+        "scratch": store.rendered(site.scratch, directory),
         "audit": attrs.asdict(site.audit),
+        "revocation": {"linked": bool(site.link.listen), **attrs.asdict(site.revocation)},
         "regions": policy.regions(),
         "secure_partitions": list(policy.demanding_partitions()),
         "mounts": surroundings.for_node(policy),
+        "private_tmp": surroundings.private_tmp(policy),
         "sources": sources,
     }
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
@@ -92,6 +97,7 @@ def hooks_sh(site: Site, policy: Policy, *, library: str) -> str:
         "RUN_DIR": site.node.run_dir,
         "HOOKS": library,
         **surroundings.for_stub(policy),
+        **surroundings.for_tasks(policy),
     }
     lines = [f"{name}={_in_single_quotes(value)}" for name, value in values.items()]
     return "\n".join([f"# {_MADE}", *lines]) + "\n"
@@ -126,7 +132,7 @@ def _lua(text: str) -> str:
     return f'"{text}"'
 
 
-def _replace(path: Path, text: str) -> Path:
+def replace(path: Path, text: str) -> Path:
     """Write beside it and rename, so that a hook that starts meanwhile reads the old file or the new, never half."""
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -63,6 +63,11 @@ class Lifecycle:
         """Where the lifecycle daemon says on which nodes tagged jobs run."""
         return f"{self.state_dir}/running"
 
+    @property
+    def revoked_dir(self) -> str:
+        """Where the lifecycle daemon keeps the revocations that are in force."""
+        return f"{self.state_dir}/revoked"
+
 
 @attrs.frozen(kw_only=True)
 class Ec2Proof:
@@ -93,10 +98,12 @@ class Node:
 
     ``proof``: how a node proves the region of its place file; ``none`` proves nothing, and every tagged job is refused.
     ``proof_lifetime``: seconds that a verdict on an EC2 document is used again, an hour at most. ``metadata_users``:
-    who besides root and the node daemon may reach the metadata service once it is closed.
+    who besides root and the node daemon may reach the metadata service once it is closed. ``swap``, ``core_dumps``:
+    whether tagged jobs may start where these reach a disk in clear.
     """
 
     run_dir: forms.NodePath = "/run/secure-slurm/node-%n"
+    state_dir: forms.NodePath = "/var/lib/secure-slurm/node-%n"
     place_file: forms.Path = "/etc/secure-slurm/place"
     prolog_deadline: forms.Duration = 45.0
     proof: Literal["none", "file", "manifest", "ec2"] = "none"
@@ -104,6 +111,8 @@ class Node:
     ec2: Ec2Proof = Ec2Proof()
     manifest: ManifestProof = ManifestProof()
     metadata_users: tuple[forms.UserName, ...] = ()
+    swap: Literal["refuse", "allow"] = "refuse"
+    core_dumps: Literal["refuse", "allow"] = "refuse"
 
 
 @attrs.frozen(kw_only=True)
@@ -117,10 +126,18 @@ class VaultHead:
 
 @attrs.frozen(kw_only=True)
 class VaultNode:
-    """How a node daemon logs in: a TLS certificate that names the node."""
+    """How a node daemon logs in: by a TLS certificate that names the node, or by something else that says who it is.
 
+    ``method`` ``jwt``: a token that the head node signs; ``aws``: the role of the instance. Both need ``enrol``.
+    """
+
+    method: Literal["cert", "jwt", "aws"] = "cert"
     cert_mount: forms.Mount = "cert"
     cert_role: forms.VaultRole = "secure-slurm-node"
+    jwt_mount: forms.Mount = "secure-slurm-jwt"
+    jwt_role: forms.VaultRole = "secure-slurm-node"
+    aws_mount: forms.Mount = "aws"
+    aws_role: forms.VaultRole = "secure-slurm-node"
     certificate: forms.NodePath = "/etc/secure-slurm/node-%n.crt"
     private_key: forms.NodePath = "/etc/secure-slurm/node-%n.key"
 
@@ -160,25 +177,124 @@ class Ldap:
 
 @attrs.frozen(kw_only=True)
 class Scratch:
-    """Encrypted scratch on a node. ``file`` needs ``directory``, ``lvm`` ``volume_group``, ``block`` ``device``.
+    """Encrypted scratch on a node. ``file`` needs ``directory``, ``lvm`` ``volume_group``, ``block`` ``device``,
+    ``memory`` ``limit``; ``auto`` (docs/decisions/0038-instance-store.md) ``volume_group`` or ``volume``.
 
-    ``overcommit``: back it with a sparse file, which may fill up under a job that was promised the space.
+    ``overcommit``: back it with a sparse file, which may fill up under a job that was promised the space. ``limit``:
+    bytes that all jobs of a node may have together, for ``file`` and ``memory``; none: no limit. ``volume``: the mount
+    point that ``directory`` must be on. ``take_over``: the one volume of ``volume_group`` that may be destroyed.
+    ``diskless``: what ``auto`` does on a node that has neither.
     """
 
-    backing: Literal["file", "lvm", "block"] = "file"
+    backing: Literal["file", "lvm", "block", "memory", "auto"] = "file"
     directory: forms.OptionalPath = "/var/lib/secure-slurm/scratch"
     overcommit: bool = False
     volume_group: forms.VolumeGroup = ""
     device: forms.OptionalPath = ""
     mount_root: forms.Path = "/secure-scratch"
     filesystem: Literal["ext4", "xfs"] = "ext4"
+    limit: forms.OptionalSize = 0
+    volume: forms.OptionalPath = ""
+    take_over: Literal["", "lv_ephemeral"] = ""
+    diskless: Literal["refuse", "memory"] = "refuse"
+
+
+@attrs.frozen(kw_only=True)
+class Retention:
+    """How long audit lines about one data class are kept, seconds."""
+
+    name: forms.Name
+    keep: forms.Duration
 
 
 @attrs.frozen(kw_only=True)
 class Audit:
-    """Where the audit chains are written."""
+    """Where the audit chains are written, and how long lines are kept, in seconds.
+
+    ``keep``: those that nothing below is about; ``keep_untagged``: decisions about jobs without a tag;
+    ``keep_classes``: lines about jobs of a data class. Nothing is ever deleted but by ``secure-slurm audit prune``.
+    """
 
     directory: forms.Path = "/var/log/secure-slurm"
+    keep: forms.Duration = 1095 * 86400.0
+    keep_untagged: forms.Duration = 365 * 86400.0
+    keep_classes: tuple[Retention, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Link:
+    """The connection that each node holds to the head node (docs/decisions/0023-revocation.md), TLS on both sides.
+
+    ``listen``: host and port on the head node; "": no connection, and nothing can be revoked. ``head``: where the nodes
+    connect to; empty: every one of ``cluster.head_nodes``, at that port. ``certificate`` and ``private_key``: the head
+    node's; a node has its own of ``vault.node``. ``ca_file``: who signed both.
+    """
+
+    listen: forms.OptionalEndpoint = ""
+    head: tuple[forms.Endpoint, ...] = ()
+    certificate: forms.Path = "/etc/secure-slurm/link.crt"
+    private_key: forms.Path = "/etc/secure-slurm/link.key"
+    ca_file: forms.Path = "/etc/secure-slurm/link-ca.crt"
+
+
+@attrs.frozen(kw_only=True)
+class Revocation:
+    """Ending jobs that run. ``confirm_within``: seconds that ``secure-slurm revoke`` waits for nodes and Vault.
+
+    ``offline_grace``: seconds without a word from the head node, after which a node stops its secured jobs by itself.
+    ``role_loss``: what becomes of a running job whose user has lost the role that let it in.
+    """
+
+    confirm_within: forms.Duration = 10.0
+    offline_grace: forms.Duration = 900.0
+    role_loss: Literal["none", "freeze", "revoke"] = "none"
+
+
+@attrs.frozen(kw_only=True)
+class Doctor:
+    """What ``secure-slurm doctor`` holds a machine to.
+
+    ``outside``: places to which there must be no way, ``host:port``; port 123 is NTP's, over UDP, every other TCP's.
+    ``endpoints``: places that must answer; empty: on AWS what a node needs there, elsewhere none. ``fips``: whether
+    the kernel must be in FIPS mode.
+    """
+
+    outside: tuple[forms.Endpoint, ...] = (
+        *("1.1.1.1:53", "9.9.9.9:53", "1.1.1.1:443", "[2606:4700:4700::1111]:443"),
+        *("example.com:80", "162.159.200.1:123"),
+    )
+    endpoints: tuple[forms.Endpoint, ...] = ()
+    fips: Literal["any", "required"] = "any"
+
+
+@attrs.frozen(kw_only=True)
+class Enrol:
+    """How nodes come by the certificates of ``vault.node`` (docs/decisions/0034-node-identity.md).
+
+    ``listen``: host and port of the enrolment daemon on the head node; "": the site issues them by itself. ``head``:
+    where nodes connect to; empty: every one of ``cluster.head_nodes``, at that port. ``ca_file``: who signed the
+    daemon's certificate, and the CA of the nodes. ``regions``: those of the cluster's nodes. ``oldest``: seconds since
+    an instance's launch within which it must enrol for the first time. ``lifetime``: of a certificate, seconds.
+    ``source``: what says, beside the node, which instance a node is. ``instance_roles``: the IAM roles of the nodes.
+    """
+
+    listen: forms.OptionalEndpoint = ""
+    head: tuple[forms.Endpoint, ...] = ()
+    certificate: forms.Path = "/etc/secure-slurm/enrol.crt"
+    private_key: forms.Path = "/etc/secure-slurm/enrol.key"
+    ca_file: forms.Path = "/etc/secure-slurm/link-ca.crt"
+    role_id_file: forms.Path = "/etc/secure-slurm/enrol-role-id"
+    secret_id_file: forms.Path = "/etc/secure-slurm/enrol-secret-id"  # noqa: S105 - a path
+    token_key: forms.Path = "/etc/secure-slurm/enrol-token.key"  # noqa: S105 - a path
+    pki_mount: forms.Mount = "secure-slurm-pki"
+    pki_role: forms.VaultRole = "secure-slurm-node"
+    lifetime: forms.Duration = 86400.0
+    regions: tuple[forms.Region, ...] = ()
+    oldest: forms.Duration = 3600.0
+    source: Literal["slurm", "file", "command"] = "slurm"
+    instances: forms.Path = "/etc/secure-slurm/instances"
+    command: forms.OptionalPath = ""
+    instance_roles: tuple[forms.AwsRole, ...] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -194,6 +310,10 @@ class Site:
     node: Node = Node()
     scratch: Scratch = Scratch()
     audit: Audit = Audit()
+    link: Link = Link()
+    revocation: Revocation = Revocation()
+    doctor: Doctor = Doctor()
+    enrol: Enrol = Enrol()
     sha256: str = attrs.field(default="", metadata={"in_file": False})
 
 

@@ -18,7 +18,7 @@ PATH_RULES = ("path.work-dir", "path.output")
 
 def for_node(policy: Policy) -> dict[str, Any]:
     """``file_systems``: by jurisdiction; ``datasets``: protected path to its dataset; ``owned``: protected file system
-    to its jurisdiction; ``classes``: those with directories, with ``work`` and ``output`` (None: not limited);
+    to its jurisdiction; ``classes``: all of them, with the directories of ``work`` and ``output`` (None: not limited);
     ``shadow``: the last day, as text, of each path rule that is in shadow.
     """
     return {
@@ -26,9 +26,7 @@ def for_node(policy: Policy) -> dict[str, Any]:
         "datasets": dataset_paths(policy),
         "owned": owned_file_systems(policy),
         "classes": {
-            each.name: {"work": _listed(each.work_dirs), "output": _listed(each.output_dirs)}
-            for each in policy.classes
-            if each.work_dirs is not None or each.output_dirs is not None
+            each.name: {"work": _listed(each.work_dirs), "output": _listed(each.output_dirs)} for each in policy.classes
         },
         "shadow": {rule: policy.shadow[rule].isoformat() for rule in PATH_RULES if rule in policy.shadow},
     }
@@ -64,6 +62,16 @@ def for_stub(policy: Policy) -> dict[str, str]:
     Without slashes at the end: sh compares texts only, and takes the slash off what it compares.
     """
     return in_bars(dataset_paths(policy), owned_file_systems(policy))
+
+
+def private_tmp(policy: Policy) -> dict[str, str]:
+    """What the /tmp of each class's jobs must be: ``scratch``, ``encrypted`` or ``none``."""
+    return {each.name: each.tmp for each in policy.classes}
+
+
+def for_tasks(policy: Policy) -> dict[str, str]:
+    """For TaskProlog: PRIVATE_TMP, the classes whose jobs must have /tmp on their scratch."""
+    return {"PRIVATE_TMP": _in_bars(each.name for each in policy.classes if each.tmp == "scratch")}
 
 
 def in_bars(datasets: Iterable[str], owned: Iterable[str]) -> dict[str, str]:

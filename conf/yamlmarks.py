@@ -16,6 +16,8 @@ import yaml
 from conf.quote import quote
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from yaml._yaml import Mark as CMark
 
     AnyMark = yaml.Mark | CMark
@@ -71,8 +73,12 @@ class Document(NamedTuple):
         return Mark(1, 1)
 
 
-def parse(data: bytes) -> Document:
-    """Read one document. Never raises for what is in it: ``problems`` has every mistake that could be told apart."""
+def parse(data: bytes, *, tags: Mapping[str, str] | None = None, lines: bool = False) -> Document:
+    """Read one document. Never raises for what is in it: ``problems`` has every mistake that could be told apart.
+
+    ``tags``: tags that are another way to write a mapping of one key, and that key: ``{"!Ref": "Ref"}`` reads
+    ``!Ref a`` as ``{"Ref": "a"}``. ``lines``: a text may have more than one line.
+    """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -82,7 +88,7 @@ def parse(data: bytes) -> Document:
     problems = _bad_characters(text)
     if problems:
         return _unreadable(problems)
-    loader = MarkedLoader(text)
+    loader = MarkedLoader(text, tags or {})
     try:
         node = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
@@ -92,7 +98,7 @@ def parse(data: bytes) -> Document:
         return _unreadable([*loader.problems, Problem(Mark(1, 1), "not YAML: a number in it is out of range")])
     finally:
         loader.dispose()
-    return _Reader(loader.problems).document(node)
+    return _Reader(loader.problems, lines=lines).document(node)
 
 
 def _unreadable(problems: list[Problem]) -> Document:
@@ -135,9 +141,10 @@ class MarkedLoader(yaml.SafeLoader):
     # a new table: PyYAML's own has YAML 1.1's yes/no, octal, sexagesimal numbers and dates
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - as PyYAML declares it
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, tags: Mapping[str, str]) -> None:
         super().__init__(text)
         self.problems: list[Problem] = []
+        self._tags = tags
         self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
@@ -150,20 +157,28 @@ class MarkedLoader(yaml.SafeLoader):
         if event.anchor is not None:
             self._note(event, f"the anchor &{event.anchor}; anchors and aliases are not allowed")
             event.anchor = None
+        key = self._tags.get(event.tag) if event.tag else None
         # "!" is what a quoted or an empty plain scalar may carry; anything longer was written by hand
-        if event.tag is not None:
+        if event.tag is not None and key is None:
             self._note(event, f"the tag {quote(event.tag)}; write the plain value, in quotes if it is a text")
-            event.tag = None
+        event.tag = None
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise yaml.composer.ComposerError(None, None, f"nested deeper than {MAX_DEPTH} levels", event.start_mark)
         try:
-            return super().compose_node(parent, index)
+            node = super().compose_node(parent, index)
+            return node if key is None or node is None else _under(key, node)
         finally:
             self._depth -= 1
 
     def _note(self, event: yaml.NodeEvent, message: str) -> None:
         self.problems.append(Problem(_mark(event.start_mark), message))
+
+
+def _under(key: str, node: yaml.Node) -> yaml.Node:
+    """The mapping of one key that a tag stands for, in the place of the tag."""
+    name = yaml.ScalarNode("tag:yaml.org,2002:str", key, node.start_mark, node.start_mark)
+    return yaml.MappingNode("tag:yaml.org,2002:map", [(name, node)], node.start_mark, node.end_mark)
 
 
 MarkedLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?:true|false)\Z"), list("tf"))
@@ -176,8 +191,9 @@ MarkedLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(?:~|n
 class _Reader:
     """Turns nodes into plain values and a table of marks."""
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[Problem], *, lines: bool) -> None:
         self._problems = problems
+        self._lines = lines
         self._keys: dict[Where, Mark] = {}
         self._values: dict[Where, Mark] = {}
 
@@ -205,7 +221,8 @@ class _Reader:
         if node.tag.endswith(":int"):
             return int(node.value)
         # a quoted "\e" or a block of lines: what the look at the bare text cannot see
-        if any(_is_hidden(character) for character in node.value):
+        text = node.value.replace("\n", "") if self._lines else node.value
+        if any(_is_hidden(character) for character in text):
             self._note(node, f"the text {quote(node.value)} holds a control or invisible character")
         return node.value
 

@@ -165,7 +165,6 @@ def test_what_is_unknown_gives_nothing(policy: Policy) -> None:
     assert policy.data_class("PHI") is None
     assert policy.jurisdiction_of_region("eu-west-2") is None
     assert policy.jurisdiction_of_region("") is None
-    assert policy.jurisdiction_of_feature("eu ") is None
     assert not policy.at_least("none", "internal")
     assert not policy.at_least("phi", "none")
     assert not policy.partition("other").demand_tag
@@ -181,7 +180,6 @@ def test_the_order_is_the_strength(policy: Policy) -> None:
 
 def test_the_tables(policy: Policy) -> None:
     assert policy.jurisdiction_of_region("eu-central-1") == "eu"
-    assert policy.jurisdiction_of_feature("us") == "us"
     assert policy.features() == {"eu", "us"}
     assert policy.regions() == {"eu-central-1": "eu", "eu-west-1": "eu", "us-east-1": "us"}
     assert policy.groups() == {"cn=phi-eu,ou=groups,dc=example,dc=org"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conf import hookconf
+from conf import hookconf, store
 from conf.errors import ConfigError
 from conf.hookconf import read_hook_config
 from conf.render import LIBRARY, render
@@ -126,8 +126,54 @@ def test_what_is_written(rendered: Path) -> None:
     assert config["node"]["run_dir"] == "/run/secure-slurm/node-%n"
     assert set(config["scratch"]) == {
         "backing", "directory", "overcommit", "volume_group", "device", "mount_root", "filesystem",
+        "limit", "volume", "take_over", "diskless", "chosen",
     }  # fmt: skip
     assert len(list(rendered.iterdir())) == 5
+
+
+def test_auto_is_what_was_chosen_here_and_nothing_else(
+    written: Write, room: Path, site_text: str, policy_text: str
+) -> None:
+    written(f"{site_text}scratch: {{backing: auto, volume_group: vg.01}}\n", "s.yaml")
+    written(policy_text, "p.yaml")
+
+    def scratch() -> dict[str, object]:
+        render(str(room / "s.yaml"), str(room / "p.yaml"), str(room))
+        part: dict[str, object] = read_hook_config(str(room / "hooks.json"))["scratch"]
+        return part
+
+    assert (scratch()["backing"], scratch()["chosen"]) == ("auto", "")
+    choice = room / store.NAME
+    choice.write_text(store.text("lvm", "volume group vg.01 of 2 instance store drives"))
+    choice.chmod(0o644)
+    found = scratch()
+    assert (found["backing"], found["chosen"]) == ("lvm", "auto: volume group vg.01 of 2 instance store drives")
+    assert read_hook_config(str(room / "hooks.json"))["sources"]
+    written(site_text, "s.yaml")
+    assert (scratch()["backing"], scratch()["chosen"]) == ("file", "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[]", "lvm", '{"backing": "block", "why": ""}', '{"backing": "lvm"}', '{"backing": "lvm", "why": 1}'],
+)
+def test_a_choice_that_is_none(written: Write, room: Path, site_text: str, policy_text: str, text: str) -> None:
+    written(f"{site_text}scratch: {{backing: auto, volume_group: vg.01}}\n", "s.yaml")
+    written(policy_text, "p.yaml")
+    (room / store.NAME).write_text(text)
+    (room / store.NAME).chmod(0o644)
+    with pytest.raises(ConfigError, match="holds no choice"):
+        render(str(room / "s.yaml"), str(room / "p.yaml"), str(room))
+    assert not (room / "hooks.json").exists()
+
+
+def test_a_choice_that_others_may_write(written: Write, room: Path, site_text: str, policy_text: str) -> None:
+    written(f"{site_text}scratch: {{backing: auto, volume_group: vg.01}}\n", "s.yaml")
+    written(policy_text, "p.yaml")
+    (room / store.NAME).write_text(store.text("memory", ""))
+    (room / store.NAME).chmod(0o666)
+    with pytest.raises(ConfigError):
+        render(str(room / "s.yaml"), str(room / "p.yaml"), str(room))
 
 
 def test_rendering_twice_gives_the_same_bytes(rendered: Path) -> None:

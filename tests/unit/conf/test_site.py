@@ -47,6 +47,8 @@ REPLACED = [
     ),
     ("head_nodes: [head]", "head_nodes: [head], sha256: x", ":2:43: ", "unknown key 'sha256'"),
     (", head_nodes: [head]", "", ":2:1: ", "'head_nodes' is missing in cluster"),
+    ("ca_file: /etc/secure-slurm/ca.crt}", "ca_file: /ca, node: {method: jwt}}", ":3:77: ", "jwt needs enrol.listen"),
+    ("ca_file: /etc/secure-slurm/ca.crt}", "ca_file: /ca, node: {aws_role: a b}}", ":3:79: ", "name of a Vault role"),
     ("https://vault.example:8200", "http://vault.example:8200", ":3:18: ", "vault.address must be an https://"),
     ("https://vault.example:8200", "https://user:secret@vault.example", ":3:18: ", "https://"),
     ("https://vault.example:8200", "https://vault.example/v1", ":3:18: ", "https://"),
@@ -101,12 +103,38 @@ ADDED = [
     ("scratch: {backing: block, device: ''}", ":11:35: ", "'block' needs 'device'"),
     ("scratch: {backing: file, directory: ''}", ":11:37: ", "'file' needs 'directory'"),
     ("scratch: {backing: lvm, volume_group: vg, overcommit: true}", ":11:55: ", "for scratch.backing 'file' only"),
+    ("scratch: {backing: memory}", ":11:20: ", "needs scratch.limit"),
+    ("scratch: {backing: memory, limit: 5}", ":11:35: ", "has no unit"),
+    ("scratch: {backing: memory, limit: 0M}", ":11:35: ", "a size of zero says nothing"),
+    ("scratch: {backing: memory, limit: 5G, overcommit: true}", ":11:51: ", "for scratch.backing 'file' only"),
+    ("scratch: {backing: auto}", ":11:20: ", "'auto' needs 'volume_group' or 'volume'"),
+    ("scratch: {backing: auto, volume_group: vg, diskless: memory}", ":11:54: ", "needs scratch.limit"),
+    ("scratch: {diskless: memory, limit: 5G}", ":11:21: ", "is for scratch.backing 'auto'"),
+    ("scratch: {backing: lvm, volume_group: vg, limit: 5G}", ":11:50: ", "the store has a size"),
+    ("scratch: {take_over: lv_ephemeral}", ":11:22: ", "is for scratch.backing 'lvm'"),
+    ("scratch: {take_over: lv_home, backing: lvm, volume_group: vg}", ":11:22: ", "must be one of"),
+    ("scratch: {volume: /data}", ":11:19: ", "must be below scratch.volume"),
+    ("scratch: {volume: /data, directory: /database/x}", ":11:37: ", "must be below scratch.volume"),
+    ("scratch: {volume: data}", ":11:19: ", "absolute path"),
+    ("scratch: {backing: lvm, volume_group: vg, volume: /data}", ":11:51: ", "'file' and 'auto' only"),
     ("scratch: {overcommit: yes}", ":11:23: ", "must be true or false, not the text 'yes'"),
     ("scratch: {overcommit: 1}", ":11:23: ", "must be true or false, not the number 1"),
     ("scratch: {filesystem: btrfs}", ":11:23: ", "must be one of 'ext4' or 'xfs'"),
     ("scratch: {mount_root: /}", ":11:23: ", "a directory of its own"),
     ("scratch: {mount_root: /tmp/}", ":11:23: ", "a directory of its own"),
     ("scratch: {mount_root: /s, directory: /s}", ":11:23: ", "must be two directories"),
+    ("enrol: {token_key: key}", ":11:20: ", "an absolute path"),
+    ("enrol: {instance_roles: [a/b]}", ":11:26: ", "name of an IAM role"),
+    ("enrol: {lifetime: 25h}", ":11:19: ", "must be from 10m to 24h"),
+    ("enrol: {lifetime: 9m}", ":11:19: ", "must be from 10m to 24h"),
+    ("enrol: {source: command}", ":11:17: ", "needs 'command'"),
+    ("enrol: {source: dns}", ":11:17: ", "must be one of 'slurm', 'file' or 'command'"),
+    ("enrol: {regions: []}", ":11:18: ", "empty"),
+    ("enrol: {listen: '0.0.0.0:1'}", ":11:17: ", "needs enrol.regions"),
+    ("enrol: {listen: '0.0.0.0:1', regions: [eu-central-1]}", ":11:17: ", "needs node.ec2.account"),
+    ("enrol: {listen: '0.0.0.0:1'}\nlink: {listen: '0.0.0.0:1'}", ":11:17: ", "need two ports"),
+    ("revocation: {role_loss: freeze}", ":11:25: ", "needs link.listen"),
+    ("revocation: {role_loss: kill}", ":11:25: ", "must be one of 'none', 'freeze' or 'revoke'"),
     ("audit: {directory: 5}", ":11:20: ", "not the number 5"),
     ("  refresh: 10m", ":11:12: ", "max_age must be longer than refresh"),
     ("  refresh: 30s\n  max_age: 30s", ":12:12: ", "max_age must be longer than refresh"),
@@ -208,9 +236,37 @@ def test_active_directory_has_its_own_attribute(written: Write, site_text: str) 
     assert site.ldap.user_attribute == "sAMAccountName"
 
 
-@pytest.mark.parametrize("backing", ["backing: lvm, volume_group: vg.01", "backing: block, device: /dev/nvme1n1"])
+@pytest.mark.parametrize(
+    "backing",
+    [
+        "backing: lvm, volume_group: vg.01",
+        "backing: block, device: /dev/nvme1n1",
+        "backing: lvm, volume_group: vg.01, take_over: lv_ephemeral",
+        "backing: memory, limit: 64G",
+        "backing: file, volume: /scratch, directory: /scratch/secure-slurm, limit: 1T",
+        "backing: file, limit: ''",
+        "backing: auto, volume_group: vg.01, diskless: memory, limit: 64G",
+        "backing: auto, volume: /scratch, directory: /scratch/secure-slurm",
+        "backing: auto, volume: /, directory: /x",
+    ],
+)
 def test_other_backings(written: Write, site_text: str, backing: str) -> None:
     assert load_site(written(f"{site_text}scratch: {{{backing}}}\n"))
+
+
+def test_a_login_with_the_instances_role_needs_their_names(written: Write, site_text: str) -> None:
+    text = site_text.replace("ca.crt}", "ca.crt, node: {method: aws}}")
+    enrol = "node: {ec2: {account: '123456789012'}}\nenrol: {listen: '0.0.0.0:1', regions: [eu-central-1]}\n"
+    (line,) = mistakes(written(text + enrol))
+    assert "aws needs enrol.instance_roles" in line
+    assert (
+        load_site(written(text + enrol.replace("regions", "instance_roles: [r], regions"))).vault.node.method == "aws"
+    )
+
+
+def test_enrolment_with_what_it_needs(written: Write, site_text: str) -> None:
+    text = "enrol: {listen: '0.0.0.0:1', regions: [eu-central-1]}\nnode: {ec2: {account: '123456789012'}}\n"
+    assert load_site(written(site_text + text)).enrol.source == "slurm"
 
 
 def test_the_shipped_file_loads(written: Write) -> None:

@@ -13,6 +13,9 @@ import attrs
 from conf import surroundings
 from conf.policy import DataClass, Dataset, Jurisdiction, Policy, Role
 
+LIMITLESS = {"work": None, "output": None}
+LOW = {"low": LIMITLESS}
+
 
 def make(file_systems: dict[str, tuple[str, ...]], **more: object) -> Policy:
     policy = Policy(
@@ -50,7 +53,7 @@ def test_the_paths_of_datasets_are_protected_also_when_the_agreement_has_ended()
 def test_for_a_policy_without_any_of_it_the_stub_looks_at_nothing() -> None:
     assert set(surroundings.for_stub(make({"eu": (), "us": ()})).values()) == {""}
     told = surroundings.for_node(make({"eu": ()}))
-    assert told == {"file_systems": {"eu": []}, "datasets": {}, "owned": {}, "classes": {}, "shadow": {}}
+    assert told == {"file_systems": {"eu": []}, "datasets": {}, "owned": {}, "classes": LOW, "shadow": {}}
 
 
 def test_the_stubs_variables() -> None:
@@ -88,6 +91,6 @@ def test_directories_and_shadow() -> None:
     )
     shadow = {"path.output": datetime.date(2026, 12, 31), "limit.time": datetime.date(2026, 12, 31)}
     told = surroundings.for_node(make({"eu": ()}, classes=classes, shadow=shadow))
-    assert told["classes"] == {"high": {"work": None, "output": ["/data/phi"]}}
+    assert told["classes"] == {"low": LIMITLESS, "high": {"work": None, "output": ["/data/phi"]}}
     assert told["shadow"] == {"path.output": "2026-12-31"}
     assert json.loads(json.dumps(told)) == told

@@ -12,10 +12,12 @@ from typing import NamedTuple
 import pytest
 
 from conf.site import Site, load_site
+from keys.scratch import teardown
+from slurm_hooks import reap_rule, reaper
 
 ROOT = Path(__file__).parents[3]
 PREFIX = "/opt/secure-slurm"
-NAMES = ("decisiond", "lifecycled", "ldapd", "noded", "glassd")
+NAMES = ("decisiond", "lifecycled", "ldapd", "noded", "glassd", "enrold")
 SEALED = ("decisiond", "glassd")  # no network at all
 INSTALL = (ROOT / "install.sh").read_text()
 ACCOUNTS = (ROOT / "requirements/accounts.sh").read_text()
@@ -23,6 +25,9 @@ USERS = {"root", *re.findall(r"^account ([a-z-]+)", ACCOUNTS, re.MULTILINE)}
 # Slurm's own group comes with Slurm; each account has a group of its own name
 GROUPS = USERS | {"slurm", *re.findall(r"^group ([a-z-]+)", ACCOUNTS, re.MULTILINE)}
 MEMBERS = set(re.findall(r"^usermod -a -G ([a-z-]+) ([a-z-]+)", ACCOUNTS, re.MULTILINE))
+
+# where the shipped site file says that a node which enrols should have its key
+IDENTITY = "/var/lib/secure-slurm/identity-%l"
 
 HARDENED = {
     "NoNewPrivileges": "yes",
@@ -114,14 +119,30 @@ def written(site: Site) -> dict[str, set[str]]:
         },
         "glassd": {str(Path(site.controller.break_glass_socket).parent), site.controller.break_glass_dir},
         "ldapd": {str(Path(site.ldap.snapshot).parent)},
-        "noded": {f"{site.node.run_dir.replace('%n', '%l')}/daemon"},
+        "noded": {f"{site.node.run_dir.replace('%n', '%l')}/daemon", IDENTITY},
+        "enrold": {f"{site.audit.directory}/enrol"},
     }
+
+
+# each of these gives a unit a mount namespace of its own (systemd.exec(5)), of which no job would see anything
+HIDING = {
+    *("ProtectSystem", "ProtectHome", "PrivateTmp", "PrivateDevices", "PrivateMounts", "ProtectProc", "ProcSubset"),
+    *("ProtectKernelTunables", "ProtectKernelModules", "ProtectKernelLogs", "ProtectControlGroups", "MountFlags"),
+    *("ReadWritePaths", "ReadOnlyPaths", "InaccessiblePaths", "BindPaths", "TemporaryFileSystem", "RootDirectory"),
+    *("DynamicUser", "StateDirectory", "PrivateUsers", "User"),
+    # and these close the block devices
+    *("ProtectClock", "DevicePolicy", "DeviceAllow"),
+}
 
 
 class TestUnits:
     def test_there_are_no_others(self) -> None:
         found = {path.name for path in (ROOT / "conf/systemd").iterdir()}
-        assert found == {f"secure-slurm-{name}.service" for name in (*NAMES, "imds")}
+        services = {
+            f"secure-slurm-{name}.service"
+            for name in (*NAMES, "imds", "handd", "hookd", "requeued", "reaper", "reaper-boot")
+        }
+        assert found == services | {"secure-slurm-reaper.timer", "secure-slurm-glassd.socket"}
 
     @pytest.mark.parametrize("name", NAMES)
     def test_runs_as_an_account_of_its_own(self, name: str) -> None:
@@ -166,6 +187,15 @@ class TestUnits:
             assert folder.user == one(name, "User")
             assert folder.part == ("compute" if name == "noded" else "head")
 
+    def test_the_requeue_daemon_is_slurms_user_and_writes_nothing(self) -> None:
+        settings = unit("requeued")
+        assert {key: settings.get(key) for key in HARDENED} == {key: [value] for key, value in HARDENED.items()}
+        assert (one("requeued", "User"), one("requeued", "Group")) == ("slurm", "slurm")
+        assert "ReadWritePaths" not in settings
+        assert one("requeued", "ExecStart") == f"{PREFIX}/bin/secure-slurm-requeued"
+        assert "launcher secure-slurm-requeued slurm_hooks.requeued main\n" in INSTALL
+        assert re.search(r'units="[^"]*\bsecure-slurm-requeued\b', INSTALL)
+
     def test_the_metadata_service_is_closed_before_a_job_can_start(self) -> None:
         assert one("imds", "Before").split() == ["secure-slurm-noded.service", "slurmd.service"]
         assert (one("imds", "Type"), one("imds", "RemainAfterExit")) == ("oneshot", "yes")
@@ -174,6 +204,58 @@ class TestUnits:
         # root without the powers that closing does not need
         assert one("imds", "CapabilityBoundingSet") == "CAP_NET_ADMIN CAP_SETUID CAP_SETGID CAP_SETPCAP"
         assert re.search(r'units="[^"]*\bsecure-slurm-imds\b', INSTALL)
+
+    def test_the_hand_is_root_without_a_network(self, site: Site) -> None:
+        assert one("handd", "ExecStart") == f"{PREFIX}/bin/secure-slurm-handd --node %l"
+        assert "launcher secure-slurm-handd slurm_hooks.handd main\n" in INSTALL
+        assert re.search(r'units="[^"]*\bsecure-slurm-handd\b', INSTALL)
+        assert "secure-slurm-noded.service" in one("handd", "Before").split()
+        assert (one("handd", "PrivateNetwork"), one("handd", "RestrictAddressFamilies")) == ("yes", "AF_UNIX")
+        same = ("NoNewPrivileges", "ProtectSystem", "ProtectHome", "MemoryDenyWriteExecute", "LimitCORE", "UMask")
+        assert {key: unit("handd")[key] for key in same} == {key: [HARDENED[key]] for key in same}
+        run_dir = site.node.run_dir.replace("%n", "%l")
+        wanted = {run_dir, f"{site.audit.directory}/node-%l", "/sys/fs/cgroup"}
+        assert set(one("handd", "ReadWritePaths").split()) == wanted
+        # it does not run as nobody's root: it must see and stop the processes of every user
+        assert "User" not in unit("handd")
+        assert "ProtectProc" not in unit("handd")
+
+    def test_the_hook_server_works_where_slurmd_works(self) -> None:
+        found = unit("hookd")
+        assert one("hookd", "ExecStart") == f"{PREFIX}/bin/secure-slurm-hookd --node %l"
+        assert "launcher secure-slurm-hookd slurm_hooks.hookd main\n" in INSTALL
+        assert re.search(r'units="[^"]*\bsecure-slurm-hookd\b', INSTALL)
+        assert "reaper private_tmp hookd.sh; do" in INSTALL
+        assert "slurmd.service" in one("hookd", "Before").split()
+        assert not HIDING & set(found)
+        # its hooks go on when it is stopped, and are not told to end
+        assert one("hookd", "KillMode") == "process"
+        assert one("hookd", "Restart") == "always"
+        same = ("NoNewPrivileges", "LimitCORE", "UMask", "RestrictRealtime", "LockPersonality", "RestrictSUIDSGID")
+        assert {key: found[key] for key in same} == {key: [HARDENED[key]] for key in same}
+        powers = set(one("hookd", "CapabilityBoundingSet").split())
+        assert "CAP_SYS_ADMIN" in powers
+        assert not powers & {
+            "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_BOOT", "CAP_SYS_TIME", "CAP_NET_ADMIN", "CAP_SETPCAP",
+        }  # fmt: skip
+
+    def test_the_reaper_sees_what_slurmd_sees(self) -> None:
+        for name, more in (("reaper", ""), ("reaper-boot", " --once")):
+            assert one(name, "Type") == "oneshot"
+            assert one(name, "ExecStart").removeprefix("-") == f"{PREFIX}/hooks/reaper %l{more}"
+            assert not HIDING & set(unit(name))
+            # a run of SECONDS and the tear-downs in it
+            assert float(one(name, "TimeoutStartSec")) >= reaper.SECONDS + teardown.PATIENCE
+            assert f"secure-slurm-{name}" in INSTALL
+        assert one("reaper-boot", "Before") == "slurmd.service"
+
+    def test_the_reaper_comes_often_enough(self) -> None:
+        text = (ROOT / "conf/systemd/secure-slurm-reaper.timer").read_text()
+        assert "OnUnitInactiveSec=20s\n" in text
+        assert "OnActiveSec=20s\n" in text
+        # a first look, a second one, and time for the tear-down
+        assert 20 + reap_rule.APART < 60
+        assert re.search(r'units="[^"]*\bsecure-slurm-reaper\.timer\b', INSTALL)
 
     def test_slurmctld_waits_for_no_directory_server(self) -> None:
         for name in ("decisiond", "lifecycled"):
@@ -208,7 +290,9 @@ class TestFolders:
         run_dir = site.node.run_dir.replace("%n", "%l")
         wanted = set().union(*written(site).values())
         wanted |= {site.lifecycle.ended_dir, site.scratch.directory}
-        wanted |= {run_dir, f"{site.audit.directory}/node-%l", site.audit.directory}
+        state_dir = site.node.state_dir.replace("%n", "%l")
+        assert folders()[state_dir] == Folder(0o700, "root", "root", "compute")
+        wanted |= {run_dir, state_dir, f"{site.audit.directory}/node-%l", site.audit.directory}
         assert wanted <= set(folders())
         assert folders()[site.lifecycle.ended_dir] == Folder(0o770, "secure-life", "slurm", "head")
         assert folders()[site.scratch.directory] == Folder(0o700, "root", "root", "compute")

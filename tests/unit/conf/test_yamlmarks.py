@@ -115,3 +115,31 @@ def test_no_yaml_makes_it_raise(text: str) -> None:
     document = parse(text.encode())
     assert document.problems or isinstance(document.data, dict)
     assert all(message.isprintable() for _, message in document.problems)
+
+
+def test_a_tag_that_stands_for_a_key_is_read_as_one() -> None:
+    found = parse(b"a: !Ref b\nc: [!Sub [x, {y: !Ref z}]]\n", tags={"!Ref": "Ref", "!Sub": "Fn::Sub"})
+    assert found.problems == []
+    assert found.data == {"a": {"Ref": "b"}, "c": [{"Fn::Sub": ["x", {"y": {"Ref": "z"}}]}]}
+    assert found.key_mark(("a", "Ref")) == found.value_mark(("a",)) == Mark(1, 4)
+    assert found.value_mark(("c", 0, "Fn::Sub", 1, "y", "Ref")) == Mark(2, 18)
+
+
+def test_any_other_tag_stays_refused() -> None:
+    for text in ("a: !Other b\n", "a: !!str b\n", "a: !<tag:yaml.org,2002:python/name:os.system> b\n"):
+        assert [message[:7] for _, message in parse(text.encode(), tags={"!Ref": "Ref"}).problems] == ["the tag"]
+
+
+def test_what_a_tag_stands_on_is_no_number() -> None:
+    assert parse(b"a: !Ref 1\nb: !Ref true\nc: 1\n", tags={"!Ref": "Ref"}).data == {
+        "a": {"Ref": "1"},
+        "b": {"Ref": "true"},
+        "c": 1,
+    }
+
+
+def test_a_text_of_lines_only_where_it_is_asked_for() -> None:
+    text = b'a: |\n  two\n  lines\nb: "\\e"\n'
+    assert [mark.line for mark, _ in parse(text).problems] == [1, 4]
+    assert [mark.line for mark, _ in parse(text, lines=True).problems] == [4]
+    assert parse(text, lines=True).data["a"] == "two\nlines\n"
