@@ -15,7 +15,6 @@ from slurm_hooks.dn import DnError, first_value, normalise
 
 OPENLDAP = "openldap"
 ACTIVE_DIRECTORY = "active-directory"
-FLAVOURS = (OPENLDAP, ACTIVE_DIRECTORY)
 MAX_NOTES = 100
 
 # Login names that NSS, Slurm and our records can carry. All digits is refused: tools would take it for a uid.

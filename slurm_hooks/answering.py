@@ -150,18 +150,3 @@ def _remove_dead(path: str) -> None:
         except OSError as error:
             raise ConfigError(f"{path}: cannot tell whether a daemon runs: {error.strerror}") from None
     raise ConfigError(f"{path}: another daemon answers there", advice="stop it first")
-
-
-def notify(state: str) -> None:
-    """Tell systemd, if it asked to be told (sd_notify(3)): ``READY=1``, ``STOPPING=1``. Without systemd: nothing."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address.startswith(("/", "@")):
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
-        try:
-            connection.connect(address)
-            connection.sendall(state.encode())
-        except OSError as error:
-            LOG.warning("systemd was not told %s: %s", state, error.strerror)

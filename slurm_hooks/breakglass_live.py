@@ -81,6 +81,11 @@ class Told(NamedTuple):
     rule: str
 
 
+def _reason(text: str, rule: str) -> str | None:
+    """For the trail, in which people are numbers: the name of no user may be a person's all the same."""
+    return "there is no user of that name" if rule == "glass.user" else text or None
+
+
 class Trail:
     """The chain of break-glass, and what it says already. AuditError when it cannot be read or written."""
 
@@ -104,7 +109,7 @@ class Trail:
             until=request.until if request else None,
             digest=grant.digest or None,
             rule=grant.rule or None,
-            reason=(request.reason if request and event == REQUESTED else grant.reason) or None,
+            reason=_reason(request.reason if request and event == REQUESTED else grant.reason, grant.rule),
         )
         self.last[grant.id] = Told(event, grant.digest, grant.rule)
 

@@ -15,6 +15,7 @@ from conf.version import __version__
 from slurm_hooks.answering import Fields, Peer
 from slurm_hooks.engine import POLICY_DIGITS, Decision, Signer, decide_modify, decide_submit
 from slurm_hooks.explained import Explainer
+from slurm_hooks.folding import Folding
 from slurm_hooks.live import Live
 from slurm_hooks.notes import Judged
 from slurm_hooks.running import Places
@@ -42,6 +43,7 @@ class Decider:
         self._turn = threading.Lock()
         self._notes = Judged(signer)
         self._deadline = deadline
+        self._folding = Folding()
         self._distrusted: str | None = None
         self._inside: tuple[Places, str] = ({}, "")
         self.decided = {"allow": 0, "refuse": 0}
@@ -83,6 +85,11 @@ class Decider:
         """Verb ``ping``: the daemon is there."""
         return {"verdict": "allow", "version": __version__}
 
+    def words(self) -> str:
+        """For ``systemctl status``: what is in use."""
+        audit = ", the audit trail cannot be written" if self._audit_broken else ""
+        return f"policy {self._live.policy.hash[:12]}, members {self._live.members_age()}{audit}"
+
     def status(self, _fields: Fields, _peer: Peer) -> dict[str, bytes | str]:
         """Verb ``status``: what is in use, for an admin."""
         return {
@@ -105,6 +112,7 @@ class Decider:
 
     def flush(self) -> None:
         """Put the audit lines so far on the disk."""
+        self.fold()
         if not self._unflushed:
             return
         self._unflushed = False
@@ -113,6 +121,20 @@ class Decider:
         except AuditError as error:
             self._unflushed = True
             LOG.error("%s", error)
+
+    def fold(self, *, everything: bool = False) -> None:
+        """Tell how many refusals had no line of their own."""
+        with self._turn:
+            for one in self._folding.due(time.monotonic(), everything=everything):
+                self._write(
+                    "decision.folded",
+                    rule=one.rule,
+                    verb=one.verb,
+                    uid=one.uid,
+                    count=one.number,
+                    state="counted",
+                    seconds=one.seconds,
+                )
 
     def _answer(self, decision: Decision, begun: float) -> dict[str, bytes | str]:
         if time.monotonic() - begun > self._deadline:
@@ -163,6 +185,8 @@ class Decider:
     def _written(self, decision: Decision) -> Decision:
         """The decision, once the trail has it; a tagged one that it cannot have is refused."""
         tag = decision.tag
+        if not decision.allowed and self._is_folded(decision):
+            return decision
         written = self._write(
             "decision",
             verdict="allow" if decision.allowed else "refuse",
@@ -185,6 +209,22 @@ class Decider:
         if written or tag is None:
             return decision
         return decision.refused(*_UNWRITABLE, "tell an admin: the audit trail is stuck")
+
+    def _is_folded(self, decision: Decision) -> bool:
+        """Whether a refusal is counted instead of written: its user has had so many."""
+        now = time.monotonic()
+        if self._folding.has_line(decision.actor, now):
+            return False
+        if self._folding.count(decision.actor, decision.rule, decision.verb, now):
+            self._write(
+                "decision.folded",
+                rule=decision.rule,
+                verb=decision.verb,
+                uid=decision.actor,
+                count=0,
+                state="begun",
+            )
+        return True
 
     def _write(self, event: str, **fields: object) -> bool:
         try:

@@ -26,14 +26,15 @@ from conf.errors import SecureSlurmError
 from conf.policy import DEFAULT_PATH as POLICY_PATH
 from conf.site import DEFAULT_PATH as SITE_PATH
 from conf.site import Site, load_site
-from slurm_hooks import background, record
-from slurm_hooks.answering import notify
+from slurm_hooks import background, pulse, record
 from slurm_hooks.breakglass_live import WRITER as GLASS_WRITER
 from slurm_hooks.breakglass_live import BreakGlass, Trail
 from slurm_hooks.decider import Decider
 from slurm_hooks.desk import Desk
 from slurm_hooks.engine import Signer
 from slurm_hooks.live import LOOK_EVERY, Live, account
+from slurm_hooks.notify import Systemd
+from slurm_hooks.revoked import Revoked
 from slurm_hooks.running import LOOK_EVERY as LOOK_INSIDE
 from slurm_hooks.running import Running
 from slurm_hooks.snapshot import SnapshotCache
@@ -54,25 +55,30 @@ def run(decider: Decider, site: Site, slurm: pwd.struct_passwd, stop: threading.
     handlers = {
         "submit": (controllers, decider.submit),
         "modify": (controllers, decider.modify),
-        "ping": (controllers, decider.ping),
+        "ping": (pulse.allowed(*controllers), decider.ping),
         "status": (frozenset({0}), decider.status),
     }
     notes = {"note": (controllers, decider.note)}
     desk = Desk(site.controller.socket, handlers, notes, deadline=site.controller.deadline * DEADLINE_SHARE)
     desk.open(mode=SOCKET_MODE, group=_group_for(slurm))
+    rounds, systemd = pulse.Rounds(), Systemd()
     threads = background.start(
-        stop, (LOOK_EVERY, decider.look), (LOOK_EVERY, decider.flush), (LOOK_INSIDE, decider.look_inside)
+        stop,
+        (LOOK_EVERY, rounds.counted("policy and members", decider.look)),
+        (LOOK_EVERY, rounds.counted("the audit trail", decider.flush)),
+        (LOOK_INSIDE, rounds.counted("running jobs", decider.look_inside)),
     )
     try:
-        notify("READY=1")
+        systemd.ready(decider.words())
         LOG.info("deciding at %s", site.controller.socket)
-        stop.wait()
+        pulse.beat(systemd, stop, site.controller.socket, rounds, decider.words)
     finally:
         stop.set()
-        notify("STOPPING=1")
+        systemd.stopping()
         desk.close()
         for thread in threads:
             thread.join()
+        decider.fold(everything=True)
         decider.flush()
 
 
@@ -81,7 +87,7 @@ def _group_for(slurm: pwd.struct_passwd) -> int | None:
     return slurm.pw_gid if os.geteuid() == 0 or slurm.pw_gid in os.getgroups() else None
 
 
-def build(config: str, policy: str, snapshot_user: str) -> tuple[Decider, Site, pwd.struct_passwd]:
+def build(config: str, policy: str, snapshot_user: str, lifecycle_user: str) -> tuple[Decider, Site, pwd.struct_passwd]:
     """Everything that is read once, at the start. ConfigError names what is missing: then nothing is decided at all."""
     site = load_site(config)
     slurm = account(site.cluster.slurm_user, "SlurmUser")
@@ -90,8 +96,10 @@ def build(config: str, policy: str, snapshot_user: str) -> tuple[Decider, Site, 
     directory = f"{site.audit.directory}/{WRITER}"
     trail = Trail(Chain(directory, GLASS_WRITER, host))
     glass = BreakGlass(site.controller.break_glass_dir, trail)
-    running = Running(site.lifecycle.running_dir, LIFECYCLE_USER)
-    live = Live(policy, SnapshotCache(site.ldap.snapshot, reader, site.ldap.max_age), glass, running)
+    lifecycle = account(lifecycle_user, "the lifecycle daemon").pw_uid
+    running = Running(site.lifecycle.running_dir, lifecycle)
+    revoked = Revoked(site.lifecycle.revoked_dir, lifecycle)
+    live = Live(policy, SnapshotCache(site.ldap.snapshot, reader, site.ldap.max_age), glass, running, revoked)
     signer = Signer(
         cluster=site.cluster.name,
         key=record.load_key(site.controller.record_key),
@@ -101,11 +109,11 @@ def build(config: str, policy: str, snapshot_user: str) -> tuple[Decider, Site, 
     return Decider(live, signer, chain, site.controller.deadline * DEADLINE_SHARE), site, slurm
 
 
-def _serve_until_signal(config: str, policy: str, snapshot_user: str) -> None:
+def _serve_until_signal(options: argparse.Namespace) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    decider, site, slurm = build(config, policy, snapshot_user)
+    decider, site, slurm = build(options.config, options.policy, options.snapshot_user, options.lifecycle_user)
     decider.look()  # what is read at the first look takes long, and nobody waits yet
     background.give_way()
     run(decider, site, slurm, stop)
@@ -117,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", default=SITE_PATH, help="the site file (default: %(default)s)")
     parser.add_argument("--policy", default=POLICY_PATH, help="the policy file (default: %(default)s)")
     parser.add_argument("--snapshot-user", default=SNAPSHOT_USER, help="who writes the members file")
+    parser.add_argument("--lifecycle-user", default=LIFECYCLE_USER, help="who writes where tagged jobs run")
     parser.add_argument("--verbose", action="store_true", help="log every step")
     options = parser.parse_args(argv)
     logging.basicConfig(
@@ -125,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         format="%(levelname)s %(name)s: %(message)s",
     )
     try:
-        _serve_until_signal(options.config, options.policy, options.snapshot_user)
+        _serve_until_signal(options)
     except SecureSlurmError as error:
         LOG.error("%s%s", error, f" ({error.advice})" if error.advice else "")
         return error.exit_code

@@ -43,6 +43,10 @@ def write(folder: str, job: int, nodes: tuple[str, ...]) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)  # noqa: PTH108
         raise
+    _sync(folder)
+
+
+def _sync(folder: str) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -89,8 +93,12 @@ def _nodes(path: str) -> tuple[str, ...] | None:
 
 
 def remove(note: EndedJob) -> None:
-    """Take a note away, once Vault has confirmed."""
+    """Take a note away, once Vault has confirmed, so that it stays away.
+
+    One that a power cut brought back would end the job's next start: who reads it then cannot know that it is old.
+    """
     try:
         os.unlink(note.path)  # noqa: PTH108
     except FileNotFoundError:
         return
+    _sync(os.path.dirname(note.path))  # noqa: PTH120

@@ -158,7 +158,7 @@ def _modify(asked: change.Change, context: Context, signer: Signer, blank: Decis
     blank = attrs.evolve(blank, tag=tag, nonce=kept.nonce)
     if retag.wanted(asked, tag):
         return _retagged(asked, kept, context, signer, blank)
-    verdict = change.tagged(asked, tag, signer.privileged)
+    verdict = change.tagged(asked, signer.privileged)
     if isinstance(verdict, Deny):
         return _denied(blank, verdict)
     return _merged(asked, kept, context, attrs.evolve(blank, allowed=True, rule="allow.tagged"))

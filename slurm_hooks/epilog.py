@@ -13,7 +13,7 @@ from audit.chain import AuditError, Chain
 from conf.errors import SecureSlurmError
 from conf.hookconf import read_hook_config
 from conf.slurmnames import for_node
-from keys.journal import Journal
+from keys.journal import journal_of
 from keys.scratch.teardown import close_scratch
 from slurm_hooks import taskfile
 from slurm_hooks.hookenv import HookJob, read_job, say
@@ -34,7 +34,7 @@ def main() -> int:
     try:
         here = for_node(config["node"]["run_dir"], job.node)
         taskfile.remove(here, job.job)
-        report = close_scratch(Journal(here, job.node), job.job, config["scratch"], uid=max(job.uid, 0) or None)
+        report = close_scratch(journal_of(config, job.node), job.job, config["scratch"], uid=max(job.uid, 0) or None)
     except (SecureSlurmError, OSError) as error:
         say("epilog", f"job {job.job}: scratch is not gone: {error}")
         _note(chain, "hook.error", job, rule="scratch.not-gone", hook="Epilog", reason=str(error))

@@ -146,7 +146,7 @@ _PARTITION_KEYS = {
 WITHOUT_POLICY = frozenset(
     [
         *("refuse_cut", "allow_requeue", "foreign_record", "asked_tag", "own_job", "known_user", "routes"),
-        *("clean_strings", "others"),
+        *("clean_strings", "others", "revoked"),
     ]
 )
 KNOWN = frozenset([*_CLASS_KEYS, *_PARTITION_KEYS, *WITHOUT_POLICY, "force_constraint", "derive_tag", "role"])

@@ -25,10 +25,12 @@ from conf.site import DEFAULT_PATH as SITE_PATH
 from conf.site import load_site
 from conf.version import __version__
 from slurm_hooks import breakglass_papers as papers
-from slurm_hooks import wire
+from slurm_hooks import pulse, wire
 from slurm_hooks.breakglass_ask import Shown, page
 from slurm_hooks.breakglass_dir import WRITER, Box, Papers, Pen
-from slurm_hooks.serve import Answer, Fields, Peer, notify, serve
+from slurm_hooks.handed import handed
+from slurm_hooks.notify import Systemd
+from slurm_hooks.serve import Answer, Fields, Peer, serve
 
 LOG = logging.getLogger(__name__)
 
@@ -257,12 +259,21 @@ async def run(glass: Glass, path: str, stop: asyncio.Event) -> None:
     }
     # the folder's set-group-ID bit gives the socket its group
     async with await serve(
-        path, handlers, mode=SOCKET_MODE, group=None, deadline=DEADLINE, most_of_one=MAX_CONNECTIONS_OF_ONE
+        path,
+        handlers,
+        mode=SOCKET_MODE,
+        group=None,
+        deadline=DEADLINE,
+        most_of_one=MAX_CONNECTIONS_OF_ONE,
+        given=handed(path),
     ):
         LOG.info("listening at %s", path)
-        notify("READY=1")
+        systemd, status = Systemd(), f"listening at {path}"
+        systemd.ready(status)
+        beating = asyncio.create_task(pulse.keep(systemd, (), lambda: status))
         await stop.wait()
-        notify("STOPPING=1")
+        systemd.stopping()
+        beating.cancel()
 
 
 async def _serve(folder: str, path: str) -> None:

@@ -87,6 +87,9 @@ end
 local REFUSED = first_error({ "ESLURM_ACCESS_DENIED", "ERROR" })
 local SUCCESS = 0
 
+-- The offline bundle's LuaSocket, where the system has none; install.sh puts its prefix in the place of this one.
+local bundled = ";/opt/secure-slurm/lua/" .. string.match(_VERSION, "%d+%.%d+") .. "/?"
+package.path, package.cpath = package.path .. bundled .. ".lua", package.cpath .. bundled .. ".so"
 local loaded, socket = pcall(require, "socket")
 local loaded_unix, unix = pcall(require, "socket.unix")
 if not (loaded and loaded_unix) then
@@ -610,8 +613,13 @@ local function collect_dependency(fields)
   local jobs = type(slurm) == "table" and slurm.jobs
   local found, seen = {}, {}
   for id in string.gmatch(string.gsub(text, "[_+][%d%*]+", ""), "%d+") do
-    local job = type(jobs) == "table" and jobs[id]
-    local uid = job and type(job.user_id) == "number" and number(job.user_id)
+    local uid
+    if type(jobs) == "table" then
+      local job = jobs[id]
+      uid = job and type(job.user_id) == "number" and number(job.user_id)
+    else
+      uid = "?" -- whose it is cannot be told at all
+    end
     if uid and not seen[uid] then
       seen[uid] = true
       found[#found + 1] = uid
@@ -726,10 +734,16 @@ local function in_hosts(name, list)
   return depth ~= 0
 end
 
--- A host without a name: reverse DNS failed, and slurmctld took the address. It may be any node.
+-- A host without a name: reverse DNS failed, and slurmctld took the address. It may be any node. So may one that EC2
+-- calls by its address or its instance: which node that is, the daemon knows (slurm_hooks/hostnames.py).
 local function is_nameless(host)
-  return type(host) ~= "string" or host == "" or string.find(host, ":", 1, true) ~= nil
-    or string.find(host, "^%d+%.%d+%.%d+%.%d+$") ~= nil
+  if type(host) ~= "string" or host == "" or string.find(host, ":", 1, true) then
+    return true
+  end
+  local short = string.lower(string.match(host, "^[^.]+") or host)
+  return string.find(host, "^%d+%.%d+%.%d+%.%d+$") ~= nil
+    or string.find(short, "^ip%-%d+%-%d+%-%d+%-%d+$") ~= nil
+    or string.find(short, "^i%-%x%x%x%x%x%x%x%x%x*$") ~= nil
 end
 
 local function from_demanding_node(host, demanding)

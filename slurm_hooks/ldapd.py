@@ -23,8 +23,8 @@ from conf import site as site_file
 from conf.errors import EXIT_OK, ConfigError, Refused, SecureSlurmError
 from slurm_hooks.accounts import short
 from slurm_hooks.directory import CredentialsRefused
+from slurm_hooks.notify import Systemd
 from slurm_hooks.reading import Request, read_directory
-from slurm_hooks.serve import notify
 from slurm_hooks.snapshot import Snapshot, write_snapshot
 
 LOG = logging.getLogger("secure-slurm-ldapd")
@@ -173,12 +173,31 @@ def _stopping() -> bool:
     return bool(signal.sigpending() & _ENDING)
 
 
-def _attempt(reader: Reader) -> None:
+def _attempt(reader: Reader, systemd: Systemd) -> str:
+    """One reading; how it went, in words for everybody. A server that takes its time is no reason to be ended."""
+
+    def waiting() -> bool:
+        systemd.alive()
+        return _stopping()
+
     try:
-        reader.refresh(stopping=_stopping)
+        reader.refresh(stopping=waiting)
     except SecureSlurmError as error:
         if not _stopping():
             LOG.warning("the directory was not read: %s; %s. %s", error, reader.situation(), error.advice)
+        return f"the directory was not read; {reader.situation()}"
+    return f"members read from {reader.last.source}: {len(reader.last.groups)} groups" if reader.last else ""
+
+
+def _wait(seconds: float, systemd: Systemd, status: str) -> signal.struct_siginfo | None:
+    """A signal, or None when the time is over; alive meanwhile."""
+    end = time.monotonic() + seconds
+    while True:
+        systemd.alive(status)
+        left = end - time.monotonic()
+        caught = signal.sigtimedwait(_SIGNALS, max(0.0, min(left, systemd.pace or left)))
+        if caught is not None or time.monotonic() >= end:
+            return caught
 
 
 def serve(site_path: str, policy_path: str) -> int:
@@ -188,18 +207,19 @@ def serve(site_path: str, policy_path: str) -> int:
     seen = _seen(site_path, policy_path)
     reader = make_reader(site_path, policy_path)
     reader.recall()
-    _attempt(reader)
-    notify("READY=1")
+    systemd = Systemd()
+    status = _attempt(reader, systemd)
+    systemd.ready(status)
     while True:
-        caught = signal.sigtimedwait(_SIGNALS, reader.delay())
+        caught = _wait(reader.delay(), systemd, status)
         if caught is not None and caught.si_signo in _ENDING:
-            notify("STOPPING=1")
+            systemd.stopping()
             LOG.info("ended by signal %d", caught.si_signo)
             return EXIT_OK
         now = _seen(site_path, policy_path)
         if now != seen or caught is not None:
             reader, seen = _reload(reader, site_path, policy_path), now
-        _attempt(reader)
+        status = _attempt(reader, systemd)
 
 
 def _seen(*paths: str) -> tuple[tuple[int, int, int] | None, ...]:

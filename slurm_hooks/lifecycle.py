@@ -64,11 +64,16 @@ class StartJob:
 
 @attrs.frozen
 class Destroyed:
-    """The end of one node's key: its name, and when Vault said that there is no such key (404)."""
+    """The end of one node's key: its name, and when Vault said that there is no such key (404).
+
+    ``made`` (Unix seconds) and ``incarnation`` as the grant had them; "" when it did not say.
+    """
 
     node: str
     key: str
     at: str
+    made: str = ""
+    incarnation: str = ""
 
 
 class JobKeys(Protocol):
@@ -77,8 +82,14 @@ class JobKeys(Protocol):
     def create(self, job: StartJob, incarnation: str, still_wanted: Callable[[], bool]) -> None:
         """Grants and keys for every node, or none: when it raises, it has undone what it did."""
 
-    def destroy(self, job: int, nodes: tuple[str, ...]) -> list[Destroyed]:
-        """Keys, then grants, of every node; may be repeated. Raises BackendUnavailable while Vault is away."""
+    def destroy(self, job: int, nodes: tuple[str, ...], incarnation: str | None = None) -> list[Destroyed]:
+        """Keys, then grants, of every node; may be repeated. Raises BackendUnavailable while Vault is away.
+
+        ``incarnation``: of this start alone.
+        """
+
+    def lock(self, job: int, nodes: tuple[str, ...], *, locked: bool) -> int:
+        """Have Vault refuse what the job's keys wrapped before, or take it again; how many keys there are."""
 
     def holders(self, job: int) -> tuple[str, ...]:
         """The nodes that have a grant of the job. Raises BackendUnavailable while Vault is away."""
@@ -188,6 +199,34 @@ class Jobs:
             for note in notes:
                 self._notes.remove(note)
             return destroyed
+
+    async def reap(self, job: int, incarnation: str, nodes: tuple[str, ...]) -> list[Destroyed]:
+        """Destroy what one start left behind, of which Slurm has told nobody that it is over; no other start's.
+
+        Raises BackendUnavailable when Vault cannot confirm: its grants stay, and the reaper finds them again.
+        """
+        async with self._turn(job):
+            mine = [start for start in self._starts.get(job, ()) if start.incarnation == incarnation]
+            for start in mine:
+                start.wanted = False
+            destroyed = await self._blocking(lambda: self._keys.destroy(job, nodes, incarnation))
+            for start in mine:
+                self._forget(job, start)
+            return destroyed
+
+    async def in_turn(self, job: int, act: Callable[[], Result]) -> Result:
+        """Have something done about a job, which blocks, while nothing else happens to it."""
+        async with self._turn(job):
+            return await self._blocking(act)
+
+    async def lock(self, job: int, nodes: tuple[str, ...], *, locked: bool) -> int:
+        """Lock the job's keys in Vault, or unlock them; how many there are. Raises what Vault says."""
+        async with self._turn(job):
+            return await self._blocking(lambda: self._keys.lock(job, nodes, locked=locked))
+
+    def knows(self, job: int) -> bool:
+        """Whether a start of this job has arrived here and is not over."""
+        return job in self._starts
 
     def open_jobs(self) -> dict[int, str]:
         """Jobs with keys, as far as this process knows, and the incarnation of each."""

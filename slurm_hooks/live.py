@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import pwd
+import threading
 import time
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from conf.errors import ConfigError, Refused, SecureSlurmError
 from conf.policy import Policy, load_policy
 from slurm_hooks.breakglass_live import BreakGlass
 from slurm_hooks.filters.verdict import Context
+from slurm_hooks.revoked import Revoked
 from slurm_hooks.running import Running
 from slurm_hooks.snapshot import SnapshotCache
 
@@ -24,6 +26,8 @@ LOG = logging.getLogger(__name__)
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at the files, and at whatever else a daemon does in the background."""
+LOOK_AGAIN = 5.0
+"""Seconds that a refusal waits at most for a look, on a disk that may not answer."""
 
 
 class Live:
@@ -35,16 +39,23 @@ class Live:
         members: SnapshotCache,
         glass: BreakGlass | None = None,
         running: Running | None = None,
+        revoked: Revoked | None = None,
     ) -> None:
         self.path = policy_path
         self._members = members
         self._glass = glass
         self._running = running
+        self._revoked = revoked
+        self._looking = threading.Lock()
+        self._again: asyncio.Task[None] | None = None
         self._seen: tuple[int, int, int] | None = None
         self.policy: Policy = self._load()
         self._members.poll(time.time())
         self._look_at_grants()
         self.look_at_jobs()
+        if self._revoked is not None:
+            # at the start it must be known what is revoked: later, what was known stays in force
+            self._revoked.look()
 
     def context(self) -> Context:
         """Policy and members for one request, taken together. Memory only."""
@@ -54,7 +65,11 @@ class Live:
             known = Context(self.policy, self._members.current(now), now=now, exemptions=exemptions)
         except Refused as error:
             known = Context(self.policy, None, str(error), error.advice, now)
-        return known if self._running is None else known._replace(running=self._running.places)
+        if self._revoked is not None:
+            known = known._replace(revoked=self._revoked.all)
+        if self._running is None:
+            return known
+        return known._replace(running=self._running.places, hosts=self._running.hosts)
 
     def members_age(self) -> str:
         """In words, for an admin."""
@@ -65,13 +80,25 @@ class Live:
             return str(error)
 
     def look(self) -> None:
-        """Take over what has changed. Does file I/O: never call it while a request waits."""
+        """Take over what has changed. Does file I/O: never call it in the thread that answers."""
+        with self._looking:
+            try:
+                self._take_over()
+            finally:
+                # whatever failed: a grant that has ended must not outlive it
+                self._look_at_grants()
+            self.look_at_jobs()
+            self._look_at_revocations()
+
+    async def look_again(self) -> None:
+        """Before something is refused: one look for all who wait for one. One that fails or hangs changes nothing."""
+        if self._again is None or self._again.done():
+            self._again = asyncio.create_task(asyncio.to_thread(self.look))
         try:
-            self._take_over()
-        finally:
-            # whatever failed: a grant that has ended must not outlive it
-            self._look_at_grants()
-        self.look_at_jobs()
+            async with asyncio.timeout(LOOK_AGAIN):
+                await asyncio.shield(self._again)
+        except Exception:
+            LOG.exception("the files could not be read again")
 
     def _take_over(self) -> None:
         self._members.poll(time.time())
@@ -90,6 +117,14 @@ class Live:
             self._running.look()
         except SecureSlurmError as error:
             LOG.error("where tagged jobs run stays as it was read last: %s", error)
+
+    def _look_at_revocations(self) -> None:
+        if self._revoked is None:
+            return
+        try:
+            self._revoked.look()
+        except SecureSlurmError as error:
+            LOG.error("what is revoked stays as it was read last: %s", error)
 
     def _look_at_grants(self) -> None:
         if self._glass is None:

@@ -13,6 +13,7 @@ import logging
 import signal
 import socket
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from conf.errors import BackendUnavailable, Refused, SecureSlurmError
@@ -25,9 +26,12 @@ from keys.grant import Grant
 from keys.names import check_node
 from keys.place import Verdict
 from keys.place_proof import Prover
+from keys.secret import Secret
 from keys.vault_node import VaultNode
-from slurm_hooks import wire
-from slurm_hooks.serve import Answer, Fields, Peer, notify, refusal, serve
+from slurm_hooks import enrolment, pulse, spread, wire
+from slurm_hooks.nodelink import NodeLink
+from slurm_hooks.notify import Systemd
+from slurm_hooks.serve import Answer, Fields, Peer, refusal, serve
 
 LOG = logging.getLogger(__name__)
 SOCKET = "daemon/node.sock"
@@ -45,7 +49,8 @@ class NodeDaemon:
         self.site = site
         self.policy = policy
         self.node = check_node(node)
-        self._vault = VaultNode.from_site(site.vault, self.node)
+        self.enrolment = enrolment.Enrolment(site, self.node)
+        self._vault = VaultNode.from_site(site.vault, self.node, self.enrolment.login())
         self._prover = Prover(site, self.node)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="vault")
         self._seen: dict[str, object] = {}
@@ -83,6 +88,9 @@ class NodeDaemon:
         job = wire.text(fields, "job")
         if wire.text(fields, "node") != self.node:
             raise Refused("node.other", f"this is the daemon of node {self.node}")
+        wait = spread.pause(len(wire.text(fields, "nodes").split(",")), self.site.node.prolog_deadline)
+        if wait and not self._vault.session.has_token:
+            time.sleep(wait)
         found = self._vault.read_grant(job)
         if found is None:
             raise Refused(
@@ -123,11 +131,38 @@ class NodeDaemon:
         answer: dict[str, bytes | str] = {"verdict": "allow", "place": verdict.region, **verdict.to_answer()}
         answer |= {f"grant.{name}": value for name, value in grant.to_dict().items()}
         if grant.scratch != "0":
-            plaintext, wrapped = self._vault.data_key(grant.key)
+            try:
+                plaintext, wrapped = self._vault.data_key(grant.key)
+            except SecureSlurmError:
+                # nothing was handed out: the Prolog asks again when Vault is back
+                self._seen.pop(grant.incarnation, None)
+                raise
             with plaintext:
                 # the copy on its way into the socket is CPython's own and cannot be wiped; it lives for one message
                 answer |= {"plaintext": bytes(plaintext.reveal()), "wrapped": wrapped}
         return answer
+
+    def unwrap(self, job: str, incarnation: str, key: str, wrapped: str) -> Secret:
+        """The data key of a job that was frozen and may go on, by the head node's order. Blocks.
+
+        Judged as at its start, as far as that can have changed: its grant is still there, and this node still is where
+        the data must stay. Whether it may have its key at all, Vault knows (the lifecycle daemon has locked it there).
+
+        :raises Refused: ``freeze.grant``, ``residency.node``, ``node.place*``. :raises SecureSlurmError: as Vault says.
+        """
+        found = self._vault.read_grant(job)
+        grant = None if found is None else Grant.from_dict(found)
+        if grant is None or (grant.job, grant.incarnation, grant.key) != (job, incarnation, key):
+            raise Refused(
+                "freeze.grant",
+                f"Vault has no grant for this start of job {job} on node {self.node}",
+                advice="its keys were destroyed, so it cannot go on: scancel it",
+            )
+        jurisdiction, verdict = self.place()
+        if grant.residency and grant.residency != jurisdiction:
+            where = f"{verdict.region} ({jurisdiction})"
+            raise Refused("residency.node", f"node {self.node} is in {where}, its data must stay in {grant.residency}")
+        return self._vault.unwrap(key, wrapped)
 
     async def ping(self, _fields: Fields, _peer: Peer) -> Answer:
         """Whether the daemon lives, where it thinks it is, and what proves that."""
@@ -147,9 +182,24 @@ async def run(daemon: NodeDaemon) -> None:
     # root connects whatever the mode says; nobody else has any business here
     async with await serve(path, handlers, mode=0o600, group=None, deadline=daemon.site.node.prolog_deadline):
         LOG.info("node %s: serving %s", daemon.node, path)
-        notify("READY=1")
+        linked = NodeLink(daemon.site, daemon.node, lambda: daemon.place()[0], daemon.unwrap)
+        site_linked = bool(daemon.site.link.listen)
+        works = [linked.keep()] if site_linked else []
+        if daemon.site.enrol.listen:
+            works.append(enrolment.keep(daemon.enrolment))
+        tasks = [asyncio.create_task(work) for work in works]
+        systemd = Systemd()
+
+        def words() -> str:
+            head = "" if not site_linked else ", connected to a head node" if linked.connected else ", no head node"
+            return f"node {daemon.node}: serving{head}"
+
+        systemd.ready(words())
+        beating = asyncio.create_task(pulse.keep(systemd, tasks, words))
         await stop.wait()
-        notify("STOPPING=1")
+        systemd.stopping()
+        for task in (beating, *tasks):
+            task.cancel()
     await asyncio.to_thread(daemon.close)
 
 

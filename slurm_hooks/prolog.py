@@ -3,39 +3,48 @@
 Runs as root under ``python3 -IS`` in slurmd's namespaces, with the same code for mounting as the Epilog has for
 unmounting. The whole budget is ``node.prolog_deadline``, below Slurm's own limits (MessageTimeout, BatchStartTimeout).
 
-Who is to blame decides how it ends: what is the job's or a service's fault holds the job and exits 0; only a broken
-node exits 1, which makes Slurm drain it (docs/decisions/0006-blame.md).
+Who is to blame decides how it ends (docs/decisions/0024-blame-and-breaker.md): what is the job's fault holds it, what
+is a service's puts it back into the queue once; a broken node is drained with its reason, and the job goes elsewhere.
+All of these exit 0; 1 is left for when Slurm could not be told.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 from audit.chain import AuditError, Chain
 from conf.errors import BackendUnavailable, InternalError, Refused, SecureSlurmError, UsageError
-from conf.hookconf import read_hook_config
+from conf.hookconf import check_sources, read_hook_config
 from conf.safefile import read_safely
 from conf.slurmnames import for_node
 from conf.tag import parse_extra
 from keys import machine
-from keys.journal import Journal
+from keys.journal import journal_of
 from keys.place import PROOFS, NotProved, Verdict
+from keys.scratch import deadboot
 from keys.scratch.plan import ScratchPlan
 from keys.scratch.setup import open_scratch
 from keys.secret import Secret
-from slurm_hooks import surroundings, taskfile, wire
-from slurm_hooks.blame import hold
+from slurm_hooks import clear, patience, room, surroundings, taskfile, wire
+from slurm_hooks.blame import SERVICES, drain, hold, put_back
 from slurm_hooks.hookenv import HookJob, read_job, say
 
 if TYPE_CHECKING:
     from types import FrameType
 
+    from keys.journal import Journal
+    from keys.scratch.report import Report
+
 SOCKET = "daemon/node.sock"
 """Below the run directory, which is root's; only the folder ``daemon`` is the node daemon's own."""
-NODE_FAULTS = frozenset({"residency.node", "node.place", "node.place-proof"})
+NODE_FAULTS = frozenset({"residency.node", "node.place", "node.place-proof"}) | clear.RULES
 """Refusals that are this node's own fault, for whatever job: it is not where its feature says, or cannot prove it."""
+EARLIER_START = "left by an earlier start of the job"
+SWEEP = 5.0
+"""Seconds of the Prolog's time for what earlier boots of the node left."""
 KEY_BYTES = 64
 """AES-256-XTS takes two 256-bit keys (dm-crypt, Documentation/admin-guide/device-mapper/dm-crypt.rst)."""
 
@@ -45,7 +54,7 @@ class OutOfTime(BackendUnavailable):
 
 
 def main() -> int:
-    """The hook. Returns Slurm's exit status: 0 the job may start or was held, 1 this node is broken."""
+    """The hook. 0: the job may start, was put back or held, or this node was drained; 1: Slurm could not be told."""
     os.umask(0o077)
     try:
         config = read_hook_config(check_sources=False)
@@ -54,9 +63,9 @@ def main() -> int:
         say("prolog", f"this node is not fit for secured jobs: {error} {error.advice}")
         return 1
     try:
-        read_hook_config()
+        check_sources(config)
     except SecureSlurmError as error:
-        # an admin is in the middle of a change: that holds jobs, it does not take the node out of service
+        # an admin is in the middle of a change: that puts jobs back, it does not take the node out of service
         return _refuse(config, job, None, error)
     return _guard(config, job)
 
@@ -76,19 +85,31 @@ def _guard(config: dict[str, Any], job: HookJob) -> int:
             signal.setitimer(signal.ITIMER_REAL, 0)
     except (Refused, BackendUnavailable) as error:
         if isinstance(error, Refused) and error.rule in NODE_FAULTS:
-            return _broken(chain, job, error.rule, error)
+            return _broken(config, chain, job, error.rule, error)
+        if isinstance(error, Refused) and error.rule == room.RULE and room.is_the_nodes_fault(config["scratch"], job):
+            return _broken(config, chain, job, room.NODES_RULE, error)
         return _refuse(config, job, chain, error)
     except (SecureSlurmError, OSError, ValueError, KeyError) as error:
         # ValueError, KeyError: a node daemon that does not answer as it must
-        return _broken(chain, job, "node.broken", error)
+        return _broken(config, chain, job, "node.broken", error)
     return 0
 
 
-def _broken(chain: Chain | None, job: HookJob, rule: str, error: Exception) -> int:
-    """Take this node out of service: the next job would fare no better on it."""
+def _broken(config: dict[str, Any], chain: Chain | None, job: HookJob, rule: str, error: Exception) -> int:
+    """Take this node out of service, as the next job would fare no better on it, and send this one elsewhere."""
     _record_refusal(chain, job, rule)
-    say("prolog", f"job {job.job}: this node cannot run secured jobs: [{rule}] {error}")
-    return 1
+    reason = f"[{rule}] {error}"
+    say("prolog", f"job {job.job}: this node cannot run secured jobs: {reason}")
+    slurm_bin = config["cluster"]["slurm_bin"]
+    try:
+        # first, or the job could come back to this node; failing, Slurm itself drains it
+        drain(slurm_bin, job.node, reason)
+        end = put_back(slurm_bin, job.job, f"{reason} (node {job.node})")
+    except SecureSlurmError as failure:
+        say("prolog", f"job {job.job}: Slurm could not be told: {failure}")
+        return 1
+    say("prolog", f"job {job.job} was {end}")
+    return 0
 
 
 def _alarm(_number: int, _frame: FrameType | None) -> None:
@@ -102,7 +123,9 @@ def _refuse(config: dict[str, Any], job: HookJob, chain: Chain | None, error: Se
     _record_refusal(chain, job, rule)
     say("prolog", f"job {job.job} may not start on {job.node}: {reason}")
     try:
-        end = hold(config["cluster"]["slurm_bin"], job.job, f"{reason} (node {job.node})")
+        # several nodes of one job may say so at once: the first one does it, to the others the job is over
+        away = put_back if rule in SERVICES else hold
+        end = away(config["cluster"]["slurm_bin"], job.job, f"{reason} (node {job.node})")
     except SecureSlurmError as failure:
         say("prolog", f"job {job.job} could neither be held nor cancelled: {failure}")
         return 1
@@ -122,11 +145,12 @@ def _record_refusal(chain: Chain | None, job: HookJob, rule: str) -> None:
 
 def _start(config: dict[str, Any], job: HookJob, chain: Chain) -> None:
     here = for_node(config["node"]["run_dir"], job.node)
-    journal = Journal(here, job.node)
+    journal = journal_of(config, job.node)
     if not job.marked:
         raise Refused("tag.missing", "this partition demands a tag and the job has none")
     shadowed = surroundings.judge(config, job, os.environ)
-    answer = _ask(here, config, job)
+    until = time.monotonic() + float(config["node"]["prolog_deadline"]) / 2
+    answer = patience.ask(lambda: _ask(here, config, job), until)
     verdict = Verdict.from_answer(answer)
     _note_place(chain, job, verdict)
     _must_allow(answer)
@@ -142,8 +166,10 @@ def _start(config: dict[str, Any], job: HookJob, chain: Chain) -> None:
         if size:
             if len(key) != KEY_BYTES:
                 raise InternalError(f"the node daemon sent a key of {len(key)} bytes, not {KEY_BYTES}")
+            _sweep(journal, config, chain)
             chain.append("node.datakey", durable=False, key=grant["key"], **facts)
-            chain.append("scratch.open", durable=True, bytes=size, backing=config["scratch"]["backing"], **facts)
+            store = {"backing": config["scratch"]["backing"], "reason": config["scratch"].get("chosen") or None}
+            chain.append("scratch.open", durable=True, bytes=size, **store, **facts)
             scratch = open_scratch(
                 _plan(config, job, here, size),
                 key,
@@ -153,6 +179,7 @@ def _start(config: dict[str, Any], job: HookJob, chain: Chain) -> None:
                 wrapped=wire.text(answer, "wrapped"),
                 restarts=job.restarts,
                 place=verdict.summary() if verdict else "",
+                healed=lambda report: _healed(chain, report, EARLIER_START),
             )
             chain.append(
                 "scratch.ready",
@@ -165,6 +192,26 @@ def _start(config: dict[str, Any], job: HookJob, chain: Chain) -> None:
                 **facts,
             )
         taskfile.write(here, job.job, grant, f"{config['scratch']['mount_root']}/{job.job}" if size else "")
+
+
+def _sweep(journal: Journal, config: dict[str, Any], chain: Chain) -> None:
+    """Give back the space that earlier boots of this node hold. The reaper tries again what fails here."""
+    try:
+        for taken in deadboot.sweep(journal, config["scratch"], seconds=SWEEP):
+            if taken.problem:
+                say("prolog", f"job {taken.job}: {deadboot.REASON}, and not gone: {taken.problem}")
+            else:
+                _healed(chain, taken.report, deadboot.REASON)
+    except (InternalError, OSError) as error:
+        say("prolog", str(error))
+
+
+def _healed(chain: Chain, report: Report, reason: str) -> None:
+    """Without the first of the two the trail would lack an end of that start's scratch for good."""
+    if report.incarnation:
+        # without it the line would be true of the start that begins now, too (audit/certificate.py)
+        chain.append("scratch.gone", durable=True, **report.absent())
+    chain.append("reaper.healed", durable=False, **report.healed(reason))
 
 
 def _check_grant(config: dict[str, Any], job: HookJob, grant: dict[str, str]) -> None:
@@ -256,4 +303,8 @@ def _plan(config: dict[str, Any], job: HookJob, here: str, size: int) -> Scratch
         mount_root=scratch["mount_root"],
         filesystem=scratch["filesystem"],
         run_dir=here,
+        limit=scratch.get("limit", 0),
+        volume=scratch.get("volume", ""),
+        # one drive of several would be that many times slower than what ParallelCluster had made of them
+        striped=bool(scratch.get("take_over")),
     )

@@ -11,17 +11,20 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Self
+from typing import Any, Self
 
 from conf.errors import SecureSlurmError
 from slurm_hooks import answering, wire
-from slurm_hooks.answering import Answer, Fields, Peer, notify, refusal
+from slurm_hooks.answering import Answer, Fields, Peer, refusal
 
 LOG = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 1024
+BACKLOG = 1024
+"""Connections that wait to be accepted: a hook that finds this full is turned away by the kernel (EAGAIN, unix(7))."""
 
 Handler = Callable[[Fields, Peer], Awaitable[Answer]]
 Handlers = Mapping[str, tuple[frozenset[int] | None, Handler]]
@@ -35,18 +38,21 @@ async def serve(
     group: int | None,
     deadline: float,
     most_of_one: int = MAX_CONNECTIONS,
+    given: socket.socket | None = None,
 ) -> Listener:
     """Listen on ``path``; returns once connections are accepted. Close the returned listener to stop.
 
     ``handlers`` maps each verb to the uids that may use it (None: whoever can connect) and the coroutine that answers.
     An answer without ``verdict`` is sent as a refusal. ``mode`` and ``group`` (gid) are set before the first connection
     is possible. ``deadline`` (seconds) bounds the arrival of a request once its first byte is there, and then its
-    handling and answer. ``most_of_one``: connections that one user may have at a time. Raises ConfigError when the path
-    is taken by something that is not a dead socket of an earlier run.
+    handling and answer. ``most_of_one``: connections that one user may have at a time. ``given``: a socket that
+    listens there already, and stays when this ends (:mod:`slurm_hooks.handed`); ``mode`` and ``group`` are then its
+    giver's. Raises ConfigError when the path is taken by something that is not a dead socket of an earlier run.
     """
-    listening = answering.bind(path, mode, group)
+    listening = answering.bind(path, mode, group) if given is None else given
     listening.setblocking(False)
-    listener = Listener(path, os.stat(path).st_ino, handlers, deadline, most_of_one)  # noqa: PTH116  as bound, no Path needed
+    inode = os.stat(path).st_ino if given is None else 0  # noqa: PTH116  as bound, no Path needed
+    listener = Listener(path, inode, handlers, deadline, most_of_one)
     try:
         await listener.start(listening)
     except BaseException:
@@ -72,7 +78,11 @@ class Listener:
 
     async def start(self, listening: socket.socket) -> None:
         """Accept connections on a bound socket."""
-        self._server = await asyncio.start_unix_server(self._accept, sock=listening, limit=wire.MAX_BODY + 1024)
+        # Python 3.13 and later would remove the socket at the end, also one that systemd holds and goes on listening at
+        stays: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+        self._server = await asyncio.start_unix_server(
+            self._accept, sock=listening, limit=wire.MAX_BODY + 1024, backlog=BACKLOG, **stays
+        )
 
     async def close(self) -> None:
         """Stop accepting, drop the open connections, remove the socket. May be called again."""
@@ -83,7 +93,8 @@ class Listener:
         for task in list(self._connections):
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
-        answering.unbind(self._path, self._inode)
+        if self._inode:
+            answering.unbind(self._path, self._inode)
 
     async def __aenter__(self) -> Self:
         return self
@@ -181,4 +192,4 @@ async def _read(reader: asyncio.StreamReader, first: bytes) -> Fields:
         raise wire.WireError("the request ended before it was complete") from None
 
 
-__all__ = ["Answer", "Fields", "Listener", "Peer", "notify", "refusal", "serve"]
+__all__ = ["Answer", "Fields", "Listener", "Peer", "refusal", "serve"]

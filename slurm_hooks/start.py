@@ -17,6 +17,7 @@ from keys.secret import Secret
 from slurm_hooks import constraint, record, wire
 from slurm_hooks.filters import judge_place, judge_routes, judge_tag, judge_who
 from slurm_hooks.filters.chain import LIMITS, judge_job
+from slurm_hooks.filters.derive import derive_tag
 from slurm_hooks.filters.job import SubmitJob, partitions
 from slurm_hooks.filters.verdict import Context, Deny
 from slurm_hooks.lifecycle import StartJob
@@ -93,7 +94,9 @@ def judge_start(request: StartRequest, cluster: str, key: Secret, context: Conte
         partitions=partitions(request.strings.get("partition")),
         numbers=_numbers(request),
     )
-    verdict = judge_job(job, context, JUDGES)
+    # what a dataset demands may be more than when the job was accepted
+    derived = derive_tag(job, context)
+    verdict = derived if isinstance(derived, Deny) else judge_job(job, context, JUDGES)
     if isinstance(verdict, Deny):
         raise Refused(verdict.rule, verdict.message, advice=verdict.advice)
     return StartJob(

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from conf.errors import InternalError
+from conf.errors import InternalError, SecureSlurmError
+from slurm_hooks import privatetmp
+from slurm_hooks.hookenv import say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,9 +46,28 @@ def write(run_dir: str, job: int, grant: Mapping[str, str], scratch: str) -> Non
     os.rename(temporary, f"{folder}/{job}")  # noqa: PTH104
 
 
-def remove(run_dir: str, job: int) -> None:
-    """Take one job's facts away; may be called again."""
+def remove(run_dir: str, job: int) -> bool:
+    """Take one job's facts away, and the place of its /tmp; whether there were any. May be called again.
+
+    A place that cannot be taken away is told and stays noted (:func:`jobs`): it never stops the end of the scratch.
+    """
+    there = False
+    try:
+        there = privatetmp.release(run_dir, job)
+    except (SecureSlurmError, OSError) as error:
+        say("private tmp", f"job {job}: the place of its /tmp is not gone: {error}")
     try:
         os.unlink(f"{_folder(run_dir)}/{job}")  # noqa: PTH108
     except FileNotFoundError:
-        return
+        return there
+    return True
+
+
+def jobs(run_dir: str) -> list[int]:
+    """The jobs that facts were published for, or a place for their /tmp. OSError: a folder cannot be listed."""
+    try:
+        names = os.listdir(_folder(run_dir))  # noqa: PTH208
+    except FileNotFoundError:
+        names = []
+    found = {name for name in names if name.isascii() and name.isdecimal() and name == str(int(name)) and int(name)}
+    return sorted({*map(int, found), *privatetmp.jobs(run_dir)})

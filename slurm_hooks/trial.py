@@ -86,7 +86,7 @@ def members(user: str, groups: Iterable[str]) -> Snapshot:
     return Snapshot(1.0, USER, {dn: Group(dn, frozenset({user})) for dn in groups})
 
 
-def decide(trial: Trial, policy: Policy, snapshot: Snapshot | None, *, now: float = 0.0) -> Decision:
+def decide(trial: Trial, policy: Policy, snapshot: Snapshot | None, *, now: float) -> Decision:
     """What the decision daemon would answer with this policy. Never raises; a snapshot of None is one that is lost.
 
     ``now``: Unix seconds.

@@ -127,6 +127,10 @@ def valid_nonce(value: bytes | None) -> str:
     return decoded if _NONCE.fullmatch(decoded) else ""
 
 
+CONNECT_AGAIN = 0.02
+"""Seconds until a full socket is tried again."""
+
+
 def exchange(path: str, fields: Mapping[str, bytes | str], *, timeout: float) -> dict[str, bytes]:
     """One request on a fresh connection to the Unix socket ``path``; the answer's fields.
 
@@ -138,8 +142,7 @@ def exchange(path: str, fields: Mapping[str, bytes | str], *, timeout: float) ->
     message = encode({"nonce": nonce, **fields})
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(_left(end))
-            connection.connect(path)
+            _connect(connection, path, end)
             connection.settimeout(_left(end))
             connection.sendall(message)
             answer = decode_body(_receive(connection, decode_header(_receive_header(connection, end)), end))
@@ -148,6 +151,27 @@ def exchange(path: str, fields: Mapping[str, bytes | str], *, timeout: float) ->
     if answer.get("nonce") != nonce.encode():
         raise WireError(f"{path}: the answer belongs to another request")
     return answer
+
+
+def receive(connection: socket.socket, timeout: float) -> dict[str, bytes]:
+    """One message from a connection that somebody else opened, in ``timeout`` seconds. Raises WireError."""
+    end = time.monotonic() + timeout
+    try:
+        return decode_body(_receive(connection, decode_header(_receive_header(connection, end)), end))
+    except OSError as error:
+        raise WireError(f"the request broke off: {error.strerror or 'too slow'}") from None
+
+
+def _connect(connection: socket.socket, path: str, end: float) -> None:
+    """Connect; wait when too many others are waiting to be accepted (EAGAIN, connect(2)), until the time is over."""
+    while True:
+        connection.settimeout(_left(end))
+        try:
+            connection.connect(path)
+        except BlockingIOError:
+            time.sleep(min(CONNECT_AGAIN, _left(end)))
+        else:
+            return
 
 
 def _left(end: float) -> float:

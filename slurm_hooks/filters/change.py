@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import attrs
 
 from conf.quote import quote
-from conf.tag import Tag, mentions_tag
+from conf.tag import mentions_tag
 from slurm_hooks import record
 from slurm_hooks.filters.job import NUMBERS, cut_fields, demand_nodes, number, optional_text, partitions
 from slurm_hooks.filters.judge_routes import expansion
@@ -146,11 +146,8 @@ def untagged(change: Change, context: Context) -> Verdict:
     return expansion(change.asked_text("dependency"))
 
 
-def tagged(change: Change, tag: Tag, privileged: frozenset[int]) -> Verdict:
-    """``modify.*``, ``identity.modify-uid``: which fields may change at all, and by whom."""
-    fixed = _tag_kept(change, tag)
-    if fixed is not ALLOW:
-        return fixed
+def tagged(change: Change, privileged: frozenset[int]) -> Verdict:
+    """``modify.*``, ``identity.modify-uid``: which fields may change, and by whom; never the tag."""
     if not change.asked:
         return Deny(
             "modify.unseen",
@@ -171,17 +168,6 @@ def tagged(change: Change, tag: Tag, privileged: frozenset[int]) -> Verdict:
     if change.asked.get("requeue", b"1") == b"0":
         return Deny("modify.field", "requeue cannot be turned off for a job that carries a tag", "leave it as it is")
     return _record_kept(change)
-
-
-def _tag_kept(change: Change, tag: Tag) -> Verdict:
-    extra = change.asked_text("extra")
-    if extra is not None and extra != tag.to_extra():
-        return Deny(
-            "modify.tag",
-            "the tag of a job cannot be changed, not even by an admin",
-            "cancel the job and submit it again with the tag that it should have",
-        )
-    return ALLOW
 
 
 def _allowed(change: Change, privileged: frozenset[int]) -> frozenset[str]:

@@ -8,7 +8,7 @@ from conf.errors import UsageError
 from conf.quote import quote
 from conf.tag import Tag
 from conf.units import format_size
-from slurm_hooks import record
+from slurm_hooks import hostnames, record
 from slurm_hooks.filters import asked
 from slurm_hooks.filters.job import SubmitJob
 from slurm_hooks.filters.verdict import ALLOW, Context, Deny, Verdict
@@ -74,12 +74,13 @@ def inherited_tag(job: SubmitJob, context: Context) -> Verdict:
     So must what is submitted from a node where a tagged job of the same user runs: it may come from inside that job.
     A host without a name may be any node. slurmctld names hosts by reverse DNS, and writes the address when that fails.
     """
-    around = _around(job, context)
+    hosts = _names(job.alloc_node, context)
+    around = _around(job, context, hosts)
     if around is not ALLOW:
         return around
+    nameless = hosts is None
     for partition, nodes in job.demand_nodes.items():
-        nameless = _is_nameless(job.alloc_node)
-        if not nameless and not _is_among(job.alloc_node or "", nodes):
+        if not any(_is_among(host, nodes) for host in hosts or ()) and not nameless:
             continue
         verdict = _inherits(job.tag, partition, context)
         if isinstance(verdict, Deny):
@@ -87,9 +88,22 @@ def inherited_tag(job: SubmitJob, context: Context) -> Verdict:
     return ALLOW
 
 
-def _around(job: SubmitJob, context: Context) -> Verdict:
-    host = (job.alloc_node or "").lower()
-    for name in {host, host.partition(".")[0]} if context.running else ():
+def _names(host: str | None, context: Context) -> tuple[str, ...] | None:
+    """What the host is called in Slurm; None: it may be any node."""
+    if not host or _is_nameless(host):
+        return None
+    if not hostnames.is_made_up(host):
+        return (host,)
+    nodes = hostnames.nodes_of(host, context.hosts)
+    # by its own name too: a node may be called so in Slurm itself
+    return None if nodes is None else (host, *nodes)
+
+
+def _around(job: SubmitJob, context: Context, hosts: tuple[str, ...] | None) -> Verdict:
+    names = dict.fromkeys(name for host in hosts or () for name in (host.lower(), host.lower().partition(".")[0]))
+    if hosts is None and hostnames.is_made_up(job.alloc_node or ""):
+        names = dict.fromkeys(context.running)
+    for name in names if context.running else ():
         for inside in context.running.get(name, ()):
             if inside.uid != job.user_id:
                 continue
@@ -116,6 +130,13 @@ def _is_nameless(host: str | None) -> bool:
 
 
 def _without_a_name(verdict: Deny, host: str | None) -> Deny:
+    if hostnames.is_made_up(host or ""):
+        return Deny(
+            verdict.rule,
+            f"which node the host {quote(host or '')} is, is not known, so the job is judged as one from a node: "
+            f"{verdict.message}",
+            f"tell an admin to look at the log of secure-slurm-lifecycled; until then {verdict.advice}",
+        )
     shown = f"a host of which only the address {quote(host)} is known" if host else "a host that is not known"
     return Deny(
         verdict.rule,

@@ -10,8 +10,13 @@ import attrs
 
 from conf.policy import Policy, ended
 from slurm_hooks.filters.job import SubmitJob
+from slurm_hooks.hostnames import Hosts
+from slurm_hooks.revoked import Revocation
 from slurm_hooks.running import Places
 from slurm_hooks.snapshot import Snapshot
+
+NO_TIME = 253402300799.0
+"""The last second of the year 9999: for who says no time, everything that ends has ended."""
 
 
 class Deny(NamedTuple):
@@ -59,16 +64,19 @@ class Context(NamedTuple):
 
     ``members`` None: who is in which group is unknown (missing or too old), and ``members_problem`` says why. ``now``:
     Unix seconds. ``exemptions``: the break-glass grants; whether one has ended is asked here, not where it was read.
-    ``running``: the tagged jobs of each node.
+    ``running``: the tagged jobs of each node. ``revoked``: the revocations in force. ``hosts``: which
+    nodes the hosts are that are called by their address; None: nobody has said so yet.
     """
 
     policy: Policy
     members: Snapshot | None = None
     members_problem: str = "the group members have not been read yet"
     members_advice: str = "try again later"
-    now: float = 0.0
+    now: float = NO_TIME
     exemptions: tuple[Exemption, ...] = ()
     running: Places = MappingProxyType({})
+    revoked: tuple[Revocation, ...] = ()
+    hosts: Hosts | None = None
 
     def shadows(self, rule: str) -> bool:
         """Whether the policy has put a rule in shadow, until a day that is not over."""

@@ -85,7 +85,7 @@ class Place:
         write_snapshot(self.folder / "members.json", Snapshot(loaded_at or time.time(), "test", {EU: group}))
 
     def decider(self) -> Decider:
-        return decisiond.build(str(self.config), str(self.policy), ME)[0]
+        return decisiond.build(str(self.config), str(self.policy), ME, ME)[0]
 
     def trail(self) -> list[dict[str, object]]:
         lines: list[dict[str, object]] = []
@@ -200,12 +200,26 @@ def test_without_its_files_it_does_not_start(place: Place, missing: str) -> None
 
     with pytest.raises(ConfigError):
         place.decider()
-    assert decisiond.main(["--config", str(place.config), "--policy", str(place.policy), "--snapshot-user", ME]) == 3
+    assert (
+        decisiond.main(
+            [
+                "--config",
+                str(place.config),
+                "--policy",
+                str(place.policy),
+                "--snapshot-user",
+                ME,
+                "--lifecycle-user",
+                ME,
+            ]
+        )
+        == 3
+    )
 
 
 def test_an_unknown_user_is_a_mistake_of_the_admin(place: Place) -> None:
     with pytest.raises(ConfigError, match="no-such-user"):
-        decisiond.build(str(place.config), str(place.policy), "no-such-user")
+        decisiond.build(str(place.config), str(place.policy), "no-such-user", ME)
 
 
 def wait_for(path: str, alive: Callable[[], bool]) -> None:
@@ -218,7 +232,7 @@ def wait_for(path: str, alive: Callable[[], bool]) -> None:
 
 @contextlib.contextmanager
 def serving(place: Place) -> Iterator[str]:
-    decider, site, slurm = decisiond.build(str(place.config), str(place.policy), ME)
+    decider, site, slurm = decisiond.build(str(place.config), str(place.policy), ME, ME)
     stop = threading.Event()
     running = threading.Thread(target=decisiond.run, args=(decider, site, slurm, stop))
     running.start()
@@ -229,6 +243,26 @@ def serving(place: Place) -> Iterator[str]:
         stop.set()
         running.join(20)
     assert not running.is_alive()
+
+
+def test_systemd_hears_that_it_answers(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(tmp_path / "n"))
+        told.settimeout(60)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "n"))
+        monkeypatch.setenv("WATCHDOG_USEC", "30000")
+        with serving(place) as path:
+            assert told.recv(1000).startswith(b"READY=1\nSTATUS=policy ")
+            assert wire.exchange(path, {"verb": "ping"}, timeout=60)["verdict"] == b"allow"
+            assert b"WATCHDOG=1" in told.recv(1000)
+            # somebody else has its socket: it runs on, and serves nobody
+            Path(path).unlink()
+            told.settimeout(1)
+            with pytest.raises(TimeoutError):
+                for _ in range(1000):
+                    told.recv(1000)
+        told.settimeout(60)
+        assert told.recv(1000).startswith(b"STOPPING=1\n")
 
 
 def test_over_the_socket(place: Place, fields: Fields) -> None:
@@ -321,7 +355,7 @@ def test_users_with_a_running_tagged_job_are_named(
 
 def test_the_daemon_as_a_process(place: Place, plain: Fields) -> None:
     command = [sys.executable, "-m", "slurm_hooks.decisiond", "--config", str(place.config)]
-    command += ["--policy", str(place.policy), "--snapshot-user", ME]
+    command += ["--policy", str(place.policy), "--snapshot-user", ME, "--lifecycle-user", ME]
     path = place.folder / "decide.sock"
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         try:

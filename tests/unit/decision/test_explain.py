@@ -166,7 +166,7 @@ def test_datasets_and_what_is_in_shadow_are_told(fields: Fields, context: Contex
     classes = tuple(attrs.evolve(each, max_nodes=2) for each in context.policy.classes)
     day = datetime.date(2100, 1, 1)
     policy = attrs.evolve(context.policy, datasets=data, classes=classes, shadow={"limit.nodes": day})
-    shadowing = context._replace(policy=policy)
+    shadowing = context._replace(policy=policy, now=1.8e9)
     asked = {
         **fields,
         "extra": b"secure-slurm:residency=eu;scratch=1;datasets=ukb",

@@ -573,6 +573,9 @@ def test_untagged_jobs_pass_when_the_daemon_is_down_if_the_admin_says_so(lua: Fi
         "alloc_node = false",
         "alloc_node = ''",
         "alloc_node = '10.0.0.5'",
+        "alloc_node = 'ip-10-0-0-5'",
+        "alloc_node = 'IP-10-0-0-5.ec2.internal'",
+        "alloc_node = 'i-0123456789abcdef0.ec2.internal'",
         "alloc_node = 'fd00::5'",
         "alloc_node = '::ffff:10.0.0.5'",
         "dependency = 'expand:17'",
@@ -628,7 +631,9 @@ def test_what_is_unknown_is_refused_when_the_daemon_is_down(lua: Filter, daemon:
     assert lua.start(when_down="allow").submit(parts=parts).refused
 
 
-@pytest.mark.parametrize("node", ["p1", "p001", "p00", "p05", "q-st-3", "solo1", "p01x", "p", "xp01", "10-0-0-5.x"])
+@pytest.mark.parametrize(
+    "node", ["p1", "p001", "p00", "p05", "q-st-3", "solo1", "p01x", "p", "xp01", "10-0-0-5.x", "ip-10-0-0", "i-login"]
+)
 def test_hosts_that_are_not_in_the_list(lua: Filter, daemon: Daemon, node: str) -> None:
     daemon.stop()
 

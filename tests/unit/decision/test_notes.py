@@ -63,6 +63,8 @@ def test_everything_that_changes_is_judged_by(
         "now": 120.0,
         "exemptions": (object(),),
         "running": inside,
+        "revoked": (object(),),
+        "hosts": {"ip-10-0-0-5": ["n1"]},
     }
     assert set(changed) == set(Context._fields)
     for count, (name, value) in enumerate(changed.items(), start=1):

@@ -327,24 +327,6 @@ def test_closing_leaves_a_successors_socket_alone(tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
-@pytest.mark.parametrize("abstract", [False, True])
-def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool) -> None:
-    name = f"@secure-slurm-{os.getpid()}" if abstract else str(tmp_path / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind("\0" + name[1:] if abstract else name)
-        monkeypatch.setenv("NOTIFY_SOCKET", name)
-        serve.notify("READY=1")
-
-        assert systemd.recv(100) == b"READY=1"
-
-
-def test_without_systemd_nothing_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    serve.notify("READY=1")
-    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "absent"))
-    serve.notify("READY=1")
-
-
 OPEN: serve.Handlers = {"anybody": (None, echo), "others": (NOT_ME, echo)}
 
 
@@ -377,3 +359,20 @@ def test_one_user_has_only_so_many_connections(tmp_path: Path) -> None:
                     return
 
     asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_socket_that_was_handed_over_is_still_there_afterwards(tmp_path: Path) -> None:
+    """Whoever gave it goes on listening, and starts the daemon when somebody comes."""
+    path = str(tmp_path / "s")
+
+    async def main(given: socket.socket) -> None:
+        async with await serve.serve(path, HANDLERS, mode=0o660, group=None, deadline=5, given=given):
+            assert (await ask(await asyncio.open_unix_connection(path), verb="echo"))["verdict"] == b"allow"
+
+    with socket.socket(socket.AF_UNIX) as systemds:
+        systemds.bind(path)
+        systemds.listen()
+        for _ in range(2):
+            asyncio.run(main(systemds.dup()))
+        with socket.socket(socket.AF_UNIX) as late:
+            late.connect(path)

@@ -85,9 +85,12 @@ def lua(request: pytest.FixtureRequest, tmp_path: Path, daemon: Taker) -> Iterat
     made.stop()
 
 
-def settle() -> None:
-    """Until a confirmation has come."""
-    time.sleep(0.05)
+def settle(daemon: Taker, told: int = 0) -> None:
+    """Until so many notes have reached the daemon, and a confirmation has come back."""
+    end = time.monotonic() + 20
+    while daemon.told < told and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.2)
 
 
 def test_the_policy_is_compared_in_the_form_that_is_rendered() -> None:
@@ -143,9 +146,10 @@ def test_a_policy_alone_confirms_nothing(lua: Filter, daemon: Taker) -> None:
 def test_a_policy_that_changes_is_asked_about_at_the_next_job(lua: Filter, daemon: Taker) -> None:
     lua.start(config=LOCAL, patch=PATIENT)
     assert all(lua.submit().allowed for _ in range(2))
+    settle(daemon, 1)
     daemon.policy = "cd" * 8
     assert lua.submit().allowed
-    settle()
+    settle(daemon, 2)
 
     assert all(lua.submit().allowed for _ in range(2))
     assert daemon.verbs() == ["submit", "note", "note", "submit", "submit"]
@@ -191,6 +195,8 @@ TRACES = [
     "alloc_node = false",
     "alloc_node = ''",
     "alloc_node = '10.0.0.5'",
+    "alloc_node = 'ip-10-0-0-5.ec2.internal'",
+    "alloc_node = 'i-0123456789abcdef0'",
     "alloc_node = 'fd00::5'",
     # any node, for a tagged job may run there
     "alloc_node = 'n1'",
@@ -288,7 +294,7 @@ def test_a_change_is_always_asked_about(lua: Filter, daemon: Taker) -> None:
 def test_a_dead_daemon_can_be_told_nothing(lua: Filter, daemon: Taker) -> None:
     lua.start(config=LOCAL, patch=PATIENT)
     assert all(lua.submit().allowed for _ in range(2))
-    settle()
+    settle(daemon, 1)
     daemon.stop()
 
     assert "(rule daemon.down)" in lua.submit().message
@@ -307,7 +313,7 @@ def test_a_dead_daemon_and_an_admin_who_allows_that(lua: Filter, daemon: Taker) 
 def test_what_was_not_confirmed_is_told_to_the_next_daemon(lua: Filter, daemon: Taker) -> None:
     lua.start(config=LOCAL, patch=PATIENT)
     assert all(lua.submit().allowed for _ in range(2))
-    settle()
+    settle(daemon, 1)
     daemon.note = lambda _: None
     assert all(lua.submit(f"partition = 'open', user_id = {number}").allowed for number in (1, 2, 3))
     assert daemon.verbs()[2:] == ["note"] * 3
@@ -316,7 +322,7 @@ def test_what_was_not_confirmed_is_told_to_the_next_daemon(lua: Filter, daemon: 
     daemon.note = daemon.confirm
     daemon.start()
     assert lua.submit("user_id = 4").allowed
-    settle()
+    settle(daemon)
     assert lua.submit("user_id = 5").allowed
 
     assert daemon.verbs() == ["note"] * 5
@@ -340,7 +346,7 @@ def test_what_is_no_confirmation_ends_the_connection(lua: Filter, daemon: Taker,
     daemon.note = reply
     lua.start(config=LOCAL, patch=PATIENT)
     assert all(lua.submit().allowed for _ in range(2))
-    settle()
+    settle(daemon, 1)
     daemon.note, daemon.told = daemon.confirm, 0
 
     # on the next connection the first note is told again
@@ -355,13 +361,13 @@ def test_a_confirmation_in_pieces_and_two_in_one(lua: Filter, daemon: Taker) -> 
     daemon.note = lambda fields: held.append(daemon.confirm(fields))
     lua.start(config=LOCAL, patch=PATIENT)
     assert all(lua.submit().allowed for _ in range(3))
-    settle()
+    settle(daemon, 2)
     notes = daemon._open[-1]
     both = b"".join(held)
     for piece in (both[:3], both[3:40], both[40:]):
         notes.sendall(piece)
         assert lua.submit().allowed
-    settle()
+    settle(daemon)
 
     assert daemon.verbs() == ["submit"] + ["note"] * 5
     assert daemon.connections == 2

@@ -11,10 +11,12 @@ from slurm_hooks import ldapd, live
 from slurm_hooks.directory import CredentialsRefused
 from slurm_hooks.ldapd import JITTER, NOTICING, PROMISED, Reader, changes, groups_of_policy
 from slurm_hooks.membership import Group, Members
+from slurm_hooks.notify import Systemd
 from slurm_hooks.reading import Reading
 from slurm_hooks.snapshot import Snapshot
 
 NOW = 1_800_000_000.0
+UNHEARD = Systemd({})
 
 
 def site(tmp_path: Path) -> Ldap:
@@ -82,7 +84,8 @@ def test_a_failure_keeps_the_old_file_and_its_date(world: World) -> None:
     world.reader.refresh()
     world.next = BackendUnavailable("away")
     world.now = NOW + 500
-    ldapd._attempt(world.reader)
+    said = ldapd._attempt(world.reader, UNHEARD)
+    assert said.startswith("the directory was not read; the reading of 500 s ago stays in use")
     assert load(world).loaded_at == NOW
     assert "the reading of 500 s ago stays in use" in world.reader.situation()
     world.now = NOW + 601
@@ -104,7 +107,7 @@ def test_one_line_for_each_change(world: World, caplog: pytest.LogCaptureFixture
     world.reader.refresh()
     assert lines() == ["'cn=phi,dc=test': +bob +carol -alice"]
     world.next = BackendUnavailable("away", advice="look at it")
-    ldapd._attempt(world.reader)
+    ldapd._attempt(world.reader, UNHEARD)
     assert len(lines()) == 1
     world.says("bob", "carol")
     world.reader.refresh()

@@ -9,6 +9,7 @@ import pytest
 
 from conf.policy import Policy, load_policy
 from conf.site import Site, load_site
+from slurm_hooks import blame
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 
@@ -82,3 +83,9 @@ def place(folder: Path) -> Callable[[str | None], None]:
             path.chmod(0o644)
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What slurmctld refuses is refused at once; a test of the patience sets its own."""
+    monkeypatch.setattr(blame, "PATIENCE", 0.0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -94,6 +96,21 @@ def test_what_may_not_be_requeued_is_cancelled(slurm: Slurm) -> None:
     assert slurm.calls()[-1] == ["scancel", "17"]
 
 
+@pytest.mark.parametrize("states", [["PENDING"], ["RUNNING", "COMPLETING"], ["PENDING", "REQUEUE_HOLD"]])
+def test_what_another_node_has_sent_back_meanwhile_is_not_cancelled(slurm: Slurm, states: list[str]) -> None:
+    """Both Prologs of a job looked while it ran; the other one was first, and Slurm refuses the second requeuehold."""
+    slurm.fails("requeuehold")
+    slurm.knows({"job_id": 17, "admin_comment": RECORD, "job_state": ["RUNNING"]})
+    script = (slurm.folder / "bin/scontrol").read_text()
+    later = json.dumps({"jobs": [{"job_id": 17, "admin_comment": RECORD, "job_state": states}]})
+    (slurm.folder / "later").write_text(later)
+    act = f"case \"$1\" in requeuehold) cp '{slurm.folder}/later' '{slurm.folder}/answer';; esac\n"
+    (slurm.folder / "bin/scontrol").write_text(script.replace('case "$*" in *show*', act + 'case "$*" in *show*'))
+
+    assert hold(slurm.bin, 17, "why") == "over"
+    assert "scancel" not in [call[0] for call in slurm.calls()]
+
+
 def _number(value: int | None) -> dict[str, Any]:
     return {"set": value is not None, "infinite": False, "number": value or 0}
 
@@ -120,6 +137,7 @@ def test_of_an_array_only_the_task_is_meant(slurm: Slurm, array: object, task: o
     assert [call[:3] for call in slurm.calls()[1:]] == [
         ["scontrol", "update", f"JobId={name}"],
         ["scontrol", "requeuehold", name],
+        ["scontrol", "--json", "show"],
         ["scancel", name],
     ]
 
@@ -189,6 +207,36 @@ def test_a_reason_that_cannot_be_written_holds_the_job_all_the_same(slurm: Slurm
     slurm.fails("update")
 
     assert hold(slurm.bin, 17, "why") == "held"
+
+
+def test_a_reason_that_is_refused_for_a_moment_is_written_all_the_same(
+    slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our own filter refuses the change while the decision daemon is late (measured on an overloaded head node)."""
+    monkeypatch.setattr(blame, "PATIENCE", 60.0)
+    slurm.fails("update")
+    # in this module alone: waiting for a process sleeps too
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: (slurm.folder / "update.fails").unlink())
+    monkeypatch.setattr(blame, "time", clock)
+
+    assert hold(slurm.bin, 17, "why") == "held"
+    assert [call[1] for call in slurm.calls()] == ["--json", "update", "update", "requeuehold"]
+
+
+def test_it_is_not_tried_for_longer_than_one_command_may_take(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blame, "PATIENCE", 3.0)
+    monkeypatch.setattr(blame, "PAUSE", 0.0)
+    now, given = [0.0], list[float]()
+
+    def fails(*_: str, timeout: float) -> None:
+        given.append(timeout)
+        now[0] += 1.0
+        raise SecureSlurmError("Access/permission denied")
+
+    monkeypatch.setattr(blame, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: None))
+    monkeypatch.setattr(blame, "_slurm", fails)
+    assert not blame._explain(slurm.bin, "17", RECORD, "why")
+    assert given == [10.0, 9.0, 8.0]
 
 
 @pytest.mark.parametrize("comment", ["half a character \ud800", "a NUL \0"])

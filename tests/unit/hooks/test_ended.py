@@ -43,6 +43,19 @@ def test_a_removed_note_is_gone_and_may_be_removed_again(tmp_path: Path) -> None
     assert ended.read(str(tmp_path)) == []
 
 
+def test_that_a_note_is_gone_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that a power cut brought back would end the job's next start."""
+    ended.write(str(tmp_path), 17, ("n1",))
+    (note,) = ended.read(str(tmp_path))
+    synced: list[tuple[bool, list[Path]]] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: synced.append((stat.S_ISDIR(os.fstat(fd).st_mode), list(tmp_path.iterdir())))
+    )
+    ended.remove(note)
+
+    assert synced == [(True, [])]
+
+
 @pytest.mark.parametrize("step", ["fsync", "rename", "fchmod"])
 def test_half_a_note_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """The disk is full: there is a whole note or an error, and no rest that fills the disk further."""

@@ -77,9 +77,10 @@ class Vault:
             if self.after_writes:
                 self.after_writes()
 
-    def destroy(self, job: int, nodes: tuple[str, ...]) -> list[Destroyed]:
+    def destroy(self, job: int, nodes: tuple[str, ...], incarnation: str | None = None) -> list[Destroyed]:
         with self.alone():
             assert len(set(nodes)) == len(nodes)
+            nodes = tuple(node for node in nodes if incarnation in (None, self.keys.get((job, node))))
             if self.in_destroy:
                 self.in_destroy()
             if self.away:
@@ -172,6 +173,50 @@ def test_a_job_from_start_to_end() -> None:
         assert world.jobs.open_jobs() == {JOB: "A"}
         assert [each.node for each in await world.ended("n1", "n2")] == ["n1", "n2"]
         assert (world.held(), world.notes.kept, world.jobs.open_jobs()) == ({}, [], {})
+
+    play(act)
+
+
+def test_the_reaper_ends_one_start_and_no_other() -> None:
+    async def act(world: World) -> None:
+        await world.start("A", "n1", "n2")
+        assert await world.jobs.reap(JOB, "B", ("n1", "n2")) == []
+        assert world.held() == {"n1": "A", "n2": "A"}
+        assert world.jobs.open_jobs() == {JOB: "A"}
+        assert world.jobs.knows(JOB)
+        assert [each.key for each in await world.jobs.reap(JOB, "A", ("n1", "n2"))] == ["A", "A"]
+        assert world.held() == {}
+        assert not world.jobs.knows(JOB)
+
+    play(act)
+
+
+def test_the_reaper_waits_its_turn_and_spares_the_start_that_had_it() -> None:
+    async def act(world: World) -> None:
+        await world.start("A", "n1")
+        gate = world.vault.before_write = Gate()
+        second = world.start("B", "n1")
+        await gate.wait()
+        reaped = asyncio.create_task(world.jobs.reap(JOB, "A", ("n1",)))
+        await turn_of_the_loop()
+        gate.opened.set()
+        await second
+        assert await reaped == []
+        assert world.held() == {"n1": "B"}
+        assert world.jobs.open_jobs() == {JOB: "B"}
+
+    play(act)
+
+
+def test_what_the_reaper_could_not_end_stays_known() -> None:
+    async def act(world: World) -> None:
+        await world.start("A", "n1")
+        world.vault.away = True
+        with pytest.raises(BackendUnavailable):
+            await world.jobs.reap(JOB, "A", ("n1",))
+        world.vault.away = False
+        assert [each.key for each in await world.jobs.reap(JOB, "A", ("n1",))] == ["A"]
+        assert world.jobs.open_jobs() == {}
 
     play(act)
 
@@ -696,3 +741,22 @@ async def check_open(model: Model) -> None:
     if name in model.alive and model.answered(name):
         assert model.vault.keys == {(JOB, node): name for node in nodes}
         assert model.jobs.open_jobs() == {JOB: name}
+
+
+def test_what_is_done_in_turn_waits_for_a_start() -> None:
+    async def act() -> None:
+        world = World()
+        gate = world.vault.after_writes = Gate()
+        task = world.start("a", "n1")
+        await gate.wait()
+        done: list[str] = []
+        turn = asyncio.create_task(world.jobs.in_turn(JOB, lambda: done.append("done")))
+        await asyncio.sleep(0.05)
+        assert done == []
+        gate.opened.set()
+        await task
+        await turn
+        assert done == ["done"]
+        assert world.vault.keys == {(JOB, "n1"): "a"}
+
+    asyncio.run(act())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
@@ -18,10 +20,13 @@ from conf.site import Site
 from keys import lifecycle_keys
 from keys.grant import Grant
 from keys.secret import Secret
+from keys.vault_errors import VaultNotFound
 from keys.vault_head import VaultHead
 from slurm_hooks import ended, record, wire
+from slurm_hooks import live as live_module
 from slurm_hooks.filters.verdict import Context
 from slurm_hooks.lifecycled import LifecycleDaemon
+from slurm_hooks.links import Connected
 from slurm_hooks.live import Live
 from slurm_hooks.membership import Group
 from slurm_hooks.record import Record
@@ -45,6 +50,7 @@ class Head:
 
     def __init__(self) -> None:
         self.keys: set[str] = set()
+        self.locked: set[str] = set()
         self.grants: dict[tuple[str, str], dict[str, str]] = {}
         self.away: set[str] = set()
 
@@ -66,6 +72,14 @@ class Head:
     def key_exists(self, name: str) -> bool:
         return name in self.keys
 
+    def lock_key(self, name: str) -> None:
+        self._reach(name)
+        self.locked.add(name)
+
+    def unlock_key(self, name: str) -> None:
+        self._reach(name)
+        self.locked.discard(name)
+
     def write_grant(self, node: str, job: str, data: Mapping[str, str], cas: int = 0) -> None:
         self._reach(node)
         assert cas == 0
@@ -81,6 +95,15 @@ class Head:
 
     def list_grants(self) -> list[tuple[str, str]]:
         return sorted(self.grants)
+
+    @property
+    def session(self) -> Head:
+        return self
+
+    def call(self, _action: str, _request: object) -> dict[str, Any]:
+        """What a node's enrolment left; none here has enrolled."""
+        self._reach("*")
+        raise VaultNotFound("nothing is remembered")
 
 
 class World:
@@ -157,6 +180,51 @@ def test_start_and_ended(world: World) -> None:
     judged, *rest = world.trail()
     assert (judged["event"], judged["nonce"], judged["nodes"]) == ("start.judged", "cd" * 16, "n1,n2")
     assert {line["event"] for line in rest[:4]} == {"grant.write", "key.create"}
+
+
+def test_what_this_daemon_has_not_read_yet_refuses_no_start(world: World) -> None:
+    """The decision daemon looked at the files a moment earlier, and let the job in by what it found."""
+    policy = world.folder / "policy.yaml"
+    text = policy.read_text()
+    policy.write_text(text.replace("cn=phi-eu,", "cn=phi-elsewhere,"))
+    world.daemon._live.look()
+    with pytest.raises(Refused) as caught:
+        start(world)
+    assert caught.value.rule == "rbac.role"
+
+    policy.write_text(text)
+    assert start(world)["verdict"] == "allow"
+
+
+@pytest.mark.parametrize("disk", ["fails", "hangs"])
+def test_files_that_cannot_be_read_again_leave_a_refusal_as_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch, disk: str
+) -> None:
+    policy = world.folder / "policy.yaml"
+    policy.write_text(policy.read_text().replace("cn=phi-eu,", "cn=phi-elsewhere,"))
+    world.daemon._live.look()
+    answers = threading.Event()
+
+    def look() -> None:
+        if disk == "fails":
+            raise OSError(errno.EIO, "Input/output error")
+        answers.wait(30)
+
+    monkeypatch.setattr(live_module, "LOOK_AGAIN", 0.2)
+    monkeypatch.setattr(world.daemon._live, "look", look)
+
+    async def refused() -> None:
+        try:
+            for _ in range(3):
+                with pytest.raises(Refused) as caught:
+                    await world.daemon.start({**START, "since": str(time.monotonic_ns()).encode()}, PEER)
+                assert caught.value.rule == "rbac.role"
+        finally:
+            answers.set()
+
+    play(refused)
+    assert [line["rule"] for line in world.trail("start.refused")] == ["rbac.role"] * 3
+    assert (world.head.keys, world.head.grants) == (set(), {})
 
 
 def test_a_start_that_began_before_its_end_is_refused(world: World) -> None:
@@ -290,9 +358,9 @@ def test_a_key_that_is_gone_is_proved_although_another_has_to_wait(world: World)
     assert [line["node"] for line in world.trail("key.delete")] == ["n1"]
     assert len(list(world.notes.iterdir())) == 1
 
-    assert asyncio.run(world.daemon.retry_once()) is False
+    assert asyncio.run(world.daemon.pending.once()) is False
     world.head.away = set()
-    assert asyncio.run(world.daemon.retry_once()) is True
+    assert asyncio.run(world.daemon.pending.once()) is True
 
     assert {line["key"] for line in world.trail("key.delete")} == made
     assert len(world.trail("key.delete")) == 2
@@ -303,7 +371,7 @@ def test_a_note_without_a_message_is_enough(world: World) -> None:
     start(world)
     world.note(17, "n1", "n2")
 
-    assert asyncio.run(world.daemon.retry_once()) is True
+    assert asyncio.run(world.daemon.pending.once()) is True
     assert (world.head.keys, world.head.grants, list(world.notes.iterdir())) == (set(), {}, [])
 
 
@@ -315,13 +383,13 @@ def test_one_job_that_cannot_be_ended_keeps_no_other(world: World, monkeypatch: 
     world.note(16, "n3")
     destroy = lifecycle_keys.destroy
 
-    def broken(head: Any, job: str, nodes: tuple[str, ...]) -> Any:
+    def broken(head: Any, job: str, nodes: tuple[str, ...], **_: object) -> Any:
         if job == "16":
             raise RuntimeError("a defect")
         return destroy(head, job, nodes)
 
     monkeypatch.setattr(lifecycle_keys, "destroy", broken)
-    assert asyncio.run(world.daemon.retry_once()) is False
+    assert asyncio.run(world.daemon.pending.once()) is False
     assert world.head.keys == set()
     assert sorted(path.name.partition(".")[0] for path in world.notes.iterdir()) == ["15", "16"]
 
@@ -329,12 +397,12 @@ def test_one_job_that_cannot_be_ended_keeps_no_other(world: World, monkeypatch: 
 def test_without_the_folder_of_notes_nothing_starts_and_the_looking_goes_on(world: World) -> None:
     world.notes.rmdir()
 
-    assert asyncio.run(world.daemon.retry_once()) is False
+    assert asyncio.run(world.daemon.pending.once()) is False
     with pytest.raises(SecureSlurmError, match="notes"):
         start(world)
     assert world.head.keys == set()
     world.notes.mkdir()
-    assert asyncio.run(world.daemon.retry_once()) is True
+    assert asyncio.run(world.daemon.pending.once()) is True
     assert start(world)["verdict"] == "allow"
 
 
@@ -356,3 +424,40 @@ def test_live_takes_a_request_whole(folder: Path) -> None:
     assert isinstance(context, Context)
     assert live.policy == load_policy(str(folder / "policy.yaml")) != context.policy
     assert live.context().policy is live.policy
+
+
+@pytest.mark.parametrize("connected", ["", "i-0aaaaaaaaaaaaaaa1"])
+def test_another_instance_under_a_nodes_name(world: World, connected: str) -> None:
+    """Whether the first one was there when the job began, or booted for it."""
+    links = world.daemon.revoker.links
+    if connected:
+        links.nodes["n1"] = Connected("n1", None, "1", "eu", 0.0, machine=connected)  # type: ignore[arg-type]
+    start(world)
+    if not connected:
+        links.arrived("n1", "i-0aaaaaaaaaaaaaaa1")
+    asyncio.run(world.daemon.tenants.once())
+    assert len(world.head.keys) == 2
+
+    links.arrived("n1", "i-0bbbbbbbbbbbbbbb2")
+    world.head.away = {"*"}
+    asyncio.run(world.daemon.tenants.once())
+    assert world.daemon.tenants.waiting == 1
+    world.head.away = set()
+    asyncio.run(world.daemon.tenants.once())
+
+    assert list(world.head.grants) == [("n2", "17")]
+    assert [key.partition("_")[0] for key in world.head.keys] == ["n2"]
+    (line,) = world.trail("revocation.done")
+    assert (line["job"], line["node"], line["count"]) == (17, "n1", 1)
+    assert [line["node"] for line in world.trail("key.delete")] == ["n1"]
+    assert end(world)["destroyed"] == "1"
+
+
+def test_a_node_that_a_running_job_has_lost(world: World) -> None:
+    incarnation = str(start(world)["incarnation"])
+    asyncio.run(world.daemon._take_start(17, "n2", "ef" * 16))
+    assert len(world.head.keys) == 2
+    asyncio.run(world.daemon._take_start(17, "n2", incarnation))
+
+    assert list(world.head.grants) == [("n1", "17")]
+    assert [path.name for path in world.running.iterdir()] == ["17"]

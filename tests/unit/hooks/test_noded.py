@@ -35,6 +35,7 @@ class Vault:
     def __init__(self) -> None:
         self.grants: dict[str, dict[str, str]] = {"17": dict(GRANT)}
         self.made: list[str] = []
+        self.unwrapped: list[tuple[str, str]] = []
         self.secrets: list[Secret] = []
         self.away = False
 
@@ -47,6 +48,10 @@ class Vault:
         self.made.append(key)
         self.secrets.append(Secret(b"s" * 64))
         return self.secrets[-1], "vault:v1:wrapped"
+
+    def unwrap(self, key: str, wrapped: str) -> Secret:
+        self.unwrapped.append((key, wrapped))
+        return Secret(b"s" * 64)
 
 
 @pytest.fixture
@@ -285,3 +290,33 @@ def test_ping(daemon: NodeDaemon) -> None:
 def test_a_daemon_for_no_node(site: Site, policy: Policy, vault: Vault, node: str) -> None:
     with pytest.raises(SecureSlurmError):
         NodeDaemon(site, policy, node)
+
+
+class TestUnwrap:
+    """The key of a job that was frozen, again."""
+
+    def one(self, daemon: NodeDaemon, **more: str) -> bytes:
+        words = {"job": "17", "incarnation": GRANT["incarnation"], "key": GRANT["key"], "wrapped": "vault:v1:x", **more}
+        return bytes(daemon.unwrap(**words).reveal())
+
+    @pytest.mark.parametrize(
+        "more", [{"job": "18"}, {"incarnation": "cd" * 16}, {"key": "n1_test-17-fedcba9876543210"}, {"incarnation": ""}]
+    )
+    def test_not_without_the_grant_of_this_start(self, daemon: NodeDaemon, vault: Vault, more: dict[str, str]) -> None:
+        with pytest.raises(Refused) as caught:
+            self.one(daemon, **more)
+        assert (caught.value.rule, vault.unwrapped) == ("freeze.grant", [])
+
+    def test_not_where_the_data_may_not_be(self, daemon: NodeDaemon, vault: Vault, place: Place) -> None:
+        place("us-east-1\n")
+        with pytest.raises(Refused) as caught:
+            self.one(daemon)
+        assert (caught.value.rule, vault.unwrapped) == ("residency.node", [])
+        place(None)
+        with pytest.raises(Refused):
+            self.one(daemon)
+        assert vault.unwrapped == []
+
+    def test_as_vault_gives_it(self, daemon: NodeDaemon, vault: Vault) -> None:
+        assert self.one(daemon) == b"s" * 64
+        assert vault.unwrapped == [(GRANT["key"], "vault:v1:x")]

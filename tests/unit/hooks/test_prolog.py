@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from audit.chain import Chain
 from conf.errors import Refused, SecureSlurmError
 from keys import machine
 from keys.place import Verdict
+from keys.scratch.report import Report
 from slurm_hooks.hookenv import read_job
-from slurm_hooks.prolog import NODE_FAULTS, _check_grant, _check_place, _note_place, _record_refusal
+from slurm_hooks.prolog import NODE_FAULTS, _check_grant, _check_place, _healed, _note_place, _record_refusal
 
 EXTRA = "secure-slurm:class=phi;residency=eu;scratch=5"
 GRANT = {"class": "phi", "residency": "eu", "scratch": "5", "datasets": ""}
@@ -153,3 +155,19 @@ class TestPlace:
         assert '"verified":false' in lines[1]
         with pytest.raises(Refused, match="cannot be recorded"):
             _note_place(chain, job, VERDICT._replace(digest="no digest"))
+
+
+@pytest.mark.parametrize(
+    ("incarnation", "told"), [("ab" * 16, ["scratch.gone", "reaper.healed"]), ("", ["reaper.healed"])]
+)
+def test_an_earlier_start_is_told_as_gone_if_it_is_known_which(
+    tmp_path: Path, incarnation: str, told: list[str]
+) -> None:
+    """Else a certificate would take it for the end of the start that begins now."""
+    report = Report("n1", 17)
+    report.incarnation = incarnation
+    _healed(Chain(str(tmp_path), "node", "n1"), report, "left by an earlier start of the job")
+    (file,) = tmp_path.glob("*.jsonl")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["event"] for line in lines] == told
+    assert {line.get("incarnation", "") for line in lines} == {incarnation}

@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def reader(folder: Path) -> running.Running:
-    return running.Running(str(folder), "root")
+    return running.Running(str(folder), 0)
 
 
 def test_what_is_written_is_read_by_node(folder: Path, reader: running.Running) -> None:
@@ -45,7 +45,7 @@ def test_what_is_written_is_read_by_node(folder: Path, reader: running.Running) 
 
 
 def test_a_folder_that_is_not_there_says_that_nothing_runs(tmp_path: Path) -> None:
-    reader = running.Running(str(tmp_path / "none"), "root")
+    reader = running.Running(str(tmp_path / "none"), 0)
     reader.look()
 
     assert reader.places == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Mapping
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.errors import Refused
-from conf.policy import Partition, Policy
+from conf.policy import Dataset, Partition, Policy
 from keys.secret import Secret
 from slurm_hooks import constraint, record, wire
 from slurm_hooks.filters.verdict import Context
@@ -206,6 +207,28 @@ def test_another_clusters_record(context: Context) -> None:
 )
 def test_refused_for_what_the_policy_says_today(context: Context, rule: str, more: dict[str, object]) -> None:
     assert rule_of(decided(**more), context) == rule
+
+
+def test_a_dataset_that_got_stricter_since_the_job_was_accepted(context: Context) -> None:
+    tagged = Record("test", 1001, "alice", "internal", "eu", None, "ab" * 8, "cd" * 16, 1790000000, ("ukb",))
+    asked = with_strings(
+        admin_comment=record.sign(tagged, KEY), extra="secure-slurm:class=internal;residency=eu;datasets=ukb"
+    )
+
+    def agreed(klass: str, residency: str) -> Context:
+        role = attrs.evolve(context.policy.roles["phi-eu"], classes=("internal", "phi"))
+        dataset = Dataset(klass=klass, residency=(residency,), roles=("phi-eu",))
+        policy = attrs.evolve(context.policy, roles={"phi-eu": role}, datasets={"ukb": dataset})
+        return context._replace(policy=policy, now=1.8e9)
+
+    assert judge_start(asked, "test", KEY, agreed("internal", "eu")).klass == "internal"
+    assert rule_of(asked, agreed("phi", "eu")) == "dataset.class"
+    assert rule_of(asked, agreed("internal", "us")) == "dataset.residency"
+    # who says no time gets nothing from what can end
+    untimed = agreed("internal", "eu")._replace(now=Context._field_defaults["now"])
+    ended = attrs.evolve(untimed.policy.datasets["ukb"], until=datetime.date(9999, 1, 1))
+    policy = attrs.evolve(untimed.policy, datasets={"ukb": ended})
+    assert rule_of(asked, untimed._replace(policy=policy)) == "dataset.expired"
 
 
 def test_a_role_for_one_place_starts_nothing_that_might_run_anywhere(context: Context) -> None:

@@ -490,3 +490,25 @@ def test_a_task_without_the_configuration_does_not_run(installed: Installed) -> 
     (installed.folder / "hooks.sh").unlink()
 
     assert installed.run("task_prolog", JOB).returncode != 0
+
+
+@pytest.mark.parametrize("words", [["n1"], ["n1", "--once"], ["a b; touch x"]], ids=str)
+def test_the_reaper_starts_with_its_words_and_an_empty_environment(installed: Installed, words: list[str]) -> None:
+    text = (STUBS / "reaper").read_text().replace("@PREFIX@", str(installed.folder))
+    (installed.folder / "reaper").write_text(text)
+
+    done = subprocess.run(
+        ["sh", str(installed.folder / "reaper"), *words],
+        env={"SLURM_CONF": "/etc/slurm.conf", "PYTHONPATH": "/tmp", "LD_PRELOAD": "", "BASH_ENV": "/tmp/x"},
+        check=False,
+        timeout=60,
+    )
+
+    assert done.returncode == STARTED
+    started = installed.started()
+    assert started is not None
+    assert set(started.environ) == {"PATH", "LC_ALL", "SLURM_CONF"}
+    assert "-IS" in started.argv
+    assert started.argv[-len(words) :] == words
+    assert started.cwd == "/"
+    assert started.umask == "0077"

@@ -12,7 +12,7 @@ import pytest
 from conf import hookconf
 from conf.errors import BackendUnavailable, InternalError, Refused
 from keys.process import Completed
-from slurm_hooks import mounts, protected, resolve, surroundings
+from slurm_hooks import clear, mounts, protected, resolve, surroundings
 from slurm_hooks.hookenv import HookJob, read_job
 from slurm_hooks.mounts import Mount
 from slurm_hooks.prolog import NODE_FAULTS
@@ -41,10 +41,16 @@ def config(tmp_path: Path) -> dict[str, Any]:
             "file_systems": {"eu": ["/home"], "us": ["/home", "10.0.0.1@tcp:/fs"]},
             "datasets": {"/data/phi": "heart"},
             "owned": {},
-            "classes": {},
+            "classes": {"phi": {"work": None, "output": None}},
             "shadow": {},
         },
     }
+
+
+@pytest.fixture(autouse=True)
+def _a_node_that_keeps_nothing_in_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this machine does with swap, core dumps and /tmp is another test's (test_clear.py)."""
+    monkeypatch.setattr(clear, "faults", lambda *_: iter(()))
 
 
 @pytest.fixture
@@ -143,9 +149,22 @@ def test_only_a_class_with_directories_is_asked(
     config: dict[str, Any], mounted: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     mounted(HOME)
-    config["mounts"]["classes"] = {"other": {"work": [str(tmp_path)], "output": None}}
+    config["mounts"]["classes"]["other"] = {"work": [str(tmp_path)], "output": None}
     monkeypatch.setattr(resolve, "ask", lambda *_: pytest.fail("nothing is to be asked"))
     assert surroundings.judge(config, job(), ENVIRON) == ()
+
+
+def test_a_class_that_this_node_does_not_know_holds_the_job(
+    config: dict[str, Any], mounted: Callable[..., None]
+) -> None:
+    mounted(HOME)
+    del config["mounts"]["classes"]["phi"]
+    with pytest.raises(Refused, match="no data class 'phi'") as caught:
+        surroundings.judge(config, job(), ENVIRON)
+    assert caught.value.rule == "class.unknown"
+    assert "conf render" in caught.value.advice
+    # the site's policy has come to the head node first: that is not the node's fault
+    assert caught.value.rule not in NODE_FAULTS
 
 
 class Slurm:
