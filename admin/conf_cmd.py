@@ -12,7 +12,8 @@ import attrs
 
 from admin.output import printable, say, say_json, say_table
 from conf import render
-from conf.errors import EXIT_CONFIG, EXIT_OK, ConfigError
+from conf.budget import complaints
+from conf.errors import EXIT_CONFIG, EXIT_OK, ConfigError, SecureSlurmError
 from conf.hookconf import HOOKS_JSON, read_hook_config
 from conf.policy import DEFAULT_PATH as POLICY
 from conf.policy import load_policy
@@ -20,10 +21,13 @@ from conf.safefile import read_safely
 from conf.site import load_site
 from conf.units import format_duration
 from conf.yamlmarks import Document, Where, parse
+from keys.process import run
 
 # which keys tell the two kinds of file apart when the name does not
 _SITE_KEYS = {"cluster", "controller", "lifecycle", "node", "vault", "ldap", "scratch", "audit"}
 _POLICY_KEYS = {"jurisdictions", "classes", "roles", "partitions"}
+SCONTROL = 10.0
+"""Seconds for slurmctld to say what its configuration is."""
 _PLACED = re.compile(r"(?P<file>.+?):(?P<line>\d+):(?P<column>\d+): (?P<message>.*)")
 
 
@@ -69,8 +73,10 @@ def run_check(args: argparse.Namespace) -> int:
     files = args.files or [args.config, args.policy]
     mistakes = [mistake for file in files for mistake in _mistakes(file)]
     stale = "" if args.files or mistakes else _stale()
+    short = [] if args.files or mistakes else _too_short(args.config)
     if args.json:
-        say_json({"files": files, "mistakes": [_placed(mistake) for mistake in mistakes], "stale": stale or None})
+        told = {"files": files, "mistakes": [_placed(mistake) for mistake in mistakes], "stale": stale or None}
+        say_json({**told, "slurm": short})
     else:
         for mistake in mistakes:
             say(printable(mistake))
@@ -78,6 +84,8 @@ def run_check(args: argparse.Namespace) -> int:
             say(f"no mistake in {', '.join(map(printable, files))}")
         if stale:
             say(printable(stale))
+        for line in short:
+            say(printable(f"note: {line}"))
         if not mistakes and any(map(_proves_nothing, files)):
             say("note: node.proof is none: every tagged job is refused; choose ec2, manifest or file")
     return EXIT_CONFIG if mistakes else EXIT_OK
@@ -113,6 +121,18 @@ def _stale() -> str:
     except ConfigError as error:
         return f"note: {error}; {error.advice}"
     return ""
+
+
+def _too_short(config: str) -> list[str]:
+    """What slurm.conf leaves the hooks too little time for; nothing where no slurmctld answers."""
+    site = load_site(config)
+    where = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
+    try:
+        answer = run([f"{site.cluster.slurm_bin}/scontrol", "show", "config"], timeout=SCONTROL, env_extra=where)
+    except SecureSlurmError:
+        return []
+    printed = answer.stdout.decode("utf-8", "replace")
+    return complaints(printed, site.node.prolog_deadline, site.lifecycle.start_deadline)
 
 
 def _placed(mistake: str) -> dict[str, object]:
@@ -167,9 +187,12 @@ def _text(value: object) -> str:
 def run_render(args: argparse.Namespace) -> int:
     """Render; nothing is written when either file has a mistake."""
     written = render.render(args.config, args.policy, args.directory)
+    short = _too_short(args.config)
     if args.json:
-        say_json({"written": [str(path) for path in written]})
+        say_json({"written": [str(path) for path in written], "slurm": short})
     else:
         for path in written:
             say(f"wrote {path}")
+        for line in short:
+            say(printable(f"note: {line}"))
     return EXIT_OK

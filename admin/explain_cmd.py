@@ -215,6 +215,10 @@ def _person(args: argparse.Namespace, notes: list[str]) -> Person:
 
 
 def _context(args: argparse.Namespace, policy: Policy, notes: list[str]) -> Context:
+    return _members(args, policy, notes)._replace(now=time.time())
+
+
+def _members(args: argparse.Namespace, policy: Policy, notes: list[str]) -> Context:
     if args.group:
         if args.members:
             raise UsageError("--group says who is in which group, and so does --members", advice="give one of them")

@@ -1,6 +1,6 @@
-"""``secure-slurm node status`` and ``node clean``: what there is of encrypted scratch on this node, and the end of it.
+"""``secure-slurm node status``, ``clean`` and ``reap``: what there is of encrypted scratch here, and the end of it.
 
-Both run as root on the compute node, and need neither the node daemon nor Vault.
+All run as root on the compute node, and need neither the node daemon nor Vault.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from admin import imds_cmd, place_cmd
-from admin.node_look import Finding, Node, look, running_steps, slurm_state
+from admin import check_cmd, enrol_cmd, imds_cmd, place_cmd, store_cmd
+from admin.node_look import Finding, Node, look, slurm_state
 from admin.output import printable, say, say_json, say_table
 from audit.chain import Chain
 from conf.errors import EXIT_OK, EXIT_REFUSED, Refused, SecureSlurmError, UsageError
@@ -23,7 +23,8 @@ from conf.slurmnames import for_node
 from keys.scratch.errors import NodeBroken, ScratchLeft
 from keys.scratch.report import Report
 from keys.scratch.teardown import close_locked
-from slurm_hooks import taskfile, wire
+from slurm_hooks import reaper, taskfile, wire
+from slurm_hooks.steps import running_steps
 
 SOCKET = "daemon/node.sock"
 PING_TIMEOUT = 5.0
@@ -38,7 +39,7 @@ _OVER = {
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``node status``, ``clean``, ``imds``, ``manifest`` and ``sign-manifest``."""
+    """Add ``node status``, ``clean``, ``reap``, ``check``, ``enrol``, ``imds``, ``store``, ``manifest`` and others."""
     node = subparsers.add_parser("node", help="show what there is of encrypted scratch on this node, or take it down")
     commands = node.add_subparsers(dest="node_command", required=True, metavar="COMMAND")
     status = commands.add_parser(
@@ -64,9 +65,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="do not ask slurmctld, because it is down and you know that the job does not run here",
     )
     clean.set_defaults(run=run_clean)
+    reap = commands.add_parser(
+        "reap",
+        help="take down what no job has any more, as the timer does",
+        description="Take down the scratch of jobs that Slurm has twice, 20 seconds apart, called ended or unknown, "
+        "and of which nothing runs here; and what an earlier boot left. Exit 0: nothing is left that should not be; "
+        "1: something could not be taken down or looked at, or has a name of ours and is not ours.",
+        allow_abbrev=False,
+    )
+    reap.add_argument("--once", action="store_true", help="one look, without waiting for a second")
+    reap.set_defaults(run=run_reap)
+    check_cmd.add_to(commands)
     imds_cmd.add_to(commands)
     place_cmd.add_to(commands)
-    for parser in (status, clean):
+    enrol_cmd.add_to(commands)
+    store_cmd.add_to(commands)
+    for parser in (status, clean, reap):
         parser.add_argument("--node", metavar="NAME", default="", help="this node's name in Slurm (the host name)")
         parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -172,6 +186,24 @@ def run_clean(args: argparse.Namespace) -> int:
     for problem in report.problems:
         say(printable(f"on the way: {problem}"))
     return EXIT_OK
+
+
+def run_reap(args: argparse.Namespace) -> int:
+    """Run the reaper and show what it saw and did; 1 when an admin has to look."""
+    node = _node(args.node)
+    outcomes = reaper.reap(node.config, node.name, once=args.once)
+    code = EXIT_REFUSED if any(each.bad for each in outcomes) else EXIT_OK
+    if args.json:
+        say_json({"node": node.name, "jobs": [each._asdict() for each in outcomes]})
+        return code
+    if outcomes:
+        say_table(
+            ("JOB", "IS", "WHY", "REMOVED"),
+            [(*each[:2], printable(each.why), ", ".join(each.removed)) for each in outcomes],
+        )
+    else:
+        say(f"node {node.name}: no scratch of any job")
+    return code
 
 
 def refuse_running(node: Node, job: int, *, ask: bool) -> None:

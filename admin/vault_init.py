@@ -19,11 +19,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from admin.vault_plan import CHANGED, CREATED, DIFFERENT, MISSING, UNCHANGED, Setup, Step, Wishes
+from admin.vault_plan import CHANGED, CREATED, DIFFERENT, MISSING, UNCHANGED, Step, Wishes
+from admin.vault_plan_enrol import EnrolSetup, setup_of
 from conf.errors import EXIT_OK, EXIT_REFUSED, ConfigError, UsageError
 from conf.safefile import read_safely
-from conf.site import Site, load_site
+from conf.site import load_site
 from conf.units import parse_duration
+from keys import nodecert, vault_jwt
 from keys.secret import Secret
 from keys.vault import VaultSession
 
@@ -69,7 +71,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--secret-id-out", metavar="FILE", help="make a new secret id and write it to FILE (0600)")
     parser.add_argument(
+        "--enrol-secret-id-out", metavar="FILE", help="the same for the enrolment daemon, secure-enrol's"
+    )
+    parser.add_argument(
+        "--token-key-out",
+        metavar="FILE",
+        help="make a new key for nodes' tokens, secure-enrol's",
+    )
+    parser.add_argument(
+        "--node-ca-out", metavar="FILE", help="write the CA of enrolled nodes to FILE, for link.ca_file"
+    )
+    parser.add_argument(
         "--owner", metavar="USER", default="secure-life", help="who owns the secret id's file, as root (%(default)s)"
+    )
+    parser.add_argument(
+        "--enrol-owner", metavar="USER", default="secure-enrol", help="the same for the enrolment daemon (%(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print the steps as JSON")
     parser.set_defaults(run=run)
@@ -77,9 +93,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Do it; 0, or 1 when ``--check`` found something. Raises SecureSlurmError."""
-    if args.check and args.secret_id_out:
-        raise UsageError("--check changes nothing, --secret-id-out does", advice="leave one of them out")
+    outputs = (args.secret_id_out, args.enrol_secret_id_out, args.node_ca_out, args.token_key_out)
+    if args.check and any(outputs):
+        raise UsageError("--check changes nothing, --secret-id-out and its like do", advice="leave one of them out")
     site = load_site(args.config)
+    if any(outputs[1:]) and not site.enrol.listen:
+        raise UsageError("there is no enrolment in this site file", advice="set enrol.listen first: docs/admin.md")
     wishes = Wishes(
         node_ca=_read_ca(args.node_ca) if args.node_ca else "",
         node_names=tuple(_checked_pattern(name) for name in args.node_name),
@@ -88,23 +107,47 @@ def run(args: argparse.Namespace) -> int:
         secret_id_ttl=int(parse_duration(args.secret_id_ttl)) if args.secret_id_ttl else 0,
     )
     owner = _owner(args.owner) if args.secret_id_out else -1
+    enrol_owner = _owner(args.enrol_owner) if args.enrol_secret_id_out or args.token_key_out else -1
     with (
-        _read_token(args.token_file) as token,
+        read_token(args.token_file) as token,
         VaultSession(site.vault.address, site.vault.ca_file, site.vault.timeout, token=token) as session,
     ):
-        setup = Setup(session, site, wishes, check=args.check)
+        setup = setup_of(session, site, wishes, check=args.check)
         steps = setup.steps()
-        steps.append(_role_id_file(setup, site, check=args.check))
+        steps.append(_role_id_file(setup.role_id(), site.vault.head.role_id_file, check=args.check))
         if args.secret_id_out:
             _write_file(Path(args.secret_id_out), setup.new_secret_id, mode=0o600, owner=owner)
             steps.append(Step(f"secret id in {args.secret_id_out}", CREATED))
+        if isinstance(setup, EnrolSetup):
+            steps.append(_role_id_file(setup.enrol_role_id(), site.enrol.role_id_file, check=args.check))
+            steps += _enrol_files(setup, args, enrol_owner)
     return _report(steps, as_json=args.json)
 
 
-def _role_id_file(setup: Setup, site: Site, *, check: bool) -> Step:
-    path = Path(site.vault.head.role_id_file)
+def _enrol_files(setup: EnrolSetup, args: argparse.Namespace, owner: int) -> list[Step]:
+    steps = []
+    if args.enrol_secret_id_out:
+        _write_file(Path(args.enrol_secret_id_out), setup.new_enrol_secret_id, mode=0o600, owner=owner)
+        steps.append(Step(f"secret id in {args.enrol_secret_id_out}", CREATED))
+    if args.token_key_out:
+        if setup.method != "jwt":
+            raise UsageError("nodes log in without tokens here", advice="set vault.node.method: jwt first")
+        key = nodecert.new_key()
+        # the file first: Vault would trust a key that nobody has
+        _write_file(Path(args.token_key_out), lambda: key.decode("ascii").strip(), mode=0o600, owner=owner)
+        steps += [
+            Step(f"key of nodes' tokens in {args.token_key_out}", CREATED),
+            setup.trust(vault_jwt.public_key(key)),
+        ]
+    if args.node_ca_out:
+        _write_file(Path(args.node_ca_out), lambda: setup.nodes_ca().strip(), mode=0o644)
+        steps.append(Step(f"CA of the nodes in {args.node_ca_out}", CREATED))
+    return steps
+
+
+def _role_id_file(wanted: str, file: str, *, check: bool) -> Step:
+    path = Path(file)
     what = f"role id in {path}"
-    wanted = setup.role_id()
     exists = os.path.lexists(path)
     if exists and wanted and read_safely(path, limit=4096).decode("ascii", "replace").strip() == wanted:
         return Step(what, UNCHANGED)
@@ -126,7 +169,8 @@ def _report(steps: list[Step], *, as_json: bool) -> int:
     return EXIT_REFUSED if drift else EXIT_OK
 
 
-def _read_token(token_file: str | None) -> Secret:
+def read_token(token_file: str | None) -> Secret:
+    """An admin's token, from a file of mode 0600, the terminal, or standard input. ConfigError, UsageError: none."""
     if token_file is not None:
         text = read_safely(token_file, secret=True, limit=4096).decode("ascii", "replace")
         if Path(token_file).stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):

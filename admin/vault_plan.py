@@ -5,12 +5,12 @@ Mounts, policies and roles bear the cluster's name, so that clusters which share
 
 from __future__ import annotations
 
-import re
 import time
-from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from conf.errors import InternalError, Refused, UsageError
+from admin.vault_policies import Roles, node_word, policy_words, render_policy
+from conf.errors import Refused, UsageError
+from keys.names import CERTIFICATE_KEY
 from keys.vault_errors import VaultError, VaultNotFound
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ SECRET_ID_TTL = 365 * 24 * 3600
 # a KV mount answers 400 until the server has upgraded it, within a second or so
 KV_READY = 30.0
 
-_MARK = re.compile(r"@[A-Z_]+@")
+_SIGNING = {"type": "ed25519", "exportable": False, "allow_plaintext_backup": False}
 
 
 class Step(NamedTuple):
@@ -47,19 +47,7 @@ class Wishes(NamedTuple):
     head_cidrs: tuple[str, ...] = ()
     node_cidrs: tuple[str, ...] = ()
     secret_id_ttl: int = 0
-
-
-class Roles(NamedTuple):
-    """The names that belong to one cluster."""
-
-    head_policy: str
-    node_policy: str
-    head_role: str
-
-    @classmethod
-    def of(cls, cluster: str) -> Roles:
-        """``secure-slurm-<cluster>-head`` and so on."""
-        return cls(f"secure-slurm-{cluster}-head", f"secure-slurm-{cluster}-node", f"secure-slurm-{cluster}-head")
+    node_uris: tuple[str, ...] = ()
 
 
 class Setup:
@@ -83,16 +71,18 @@ class Setup:
             self._mount("sys/auth", vault.head.approle_mount, "approle", ours=False),
             self._mount("sys/auth", vault.node.cert_mount, "cert", ours=False),
         ]
-        return [*steps, *self._policies(), self._head_role(), self._node_role()]
+        return [*steps, self._certificate_key(), *self._policies(), self._head_role(), self._node_role()]
 
-    def role_id(self) -> str:
-        """The role id of the head node; "" when there is no such role yet."""
-        answer = self._read(f"{self._head_path()}/role-id")
+    def role_id(self, role: str = "") -> str:
+        """The role id of the head node, or of another AppRole; "" when there is no such role yet."""
+        path = f"auth/{self._site.vault.head.approle_mount}/role/{role}" if role else self._head_path()
+        answer = self._read(f"{path}/role-id")
         return str((answer or {}).get("role_id", ""))
 
-    def new_secret_id(self) -> str:
-        """A new secret id; it is in the answer alone."""
-        data = self._write(f"{self._head_path()}/secret-id", {})
+    def new_secret_id(self, role: str = "") -> str:
+        """A new secret id, of the head node's role or of another AppRole; it is in the answer alone."""
+        path = f"auth/{self._site.vault.head.approle_mount}/role/{role}" if role else self._head_path()
+        data = self._write(f"{path}/secret-id", {})
         secret_id = data.get("secret_id")
         if not isinstance(secret_id, str) or not secret_id:
             raise VaultError("Vault made a secret id and did not give it")
@@ -147,18 +137,40 @@ class Setup:
                     raise
                 time.sleep(0.1)
 
+    def _certificate_key(self) -> Step:
+        """Made once. One that is there and could be exported or deleted is refused: what it signed proves nothing."""
+        mount = self._site.vault.transit_mount
+        what, path = f"key {CERTIFICATE_KEY} in {mount}/", f"{mount}/keys/{CERTIFICATE_KEY}"
+        if self._check and f"{mount}/" not in self._mounts("sys/mounts"):
+            return Step(what, MISSING)
+        found = self._read(path)
+        if found is None:
+            if self._check:
+                return Step(what, MISSING)
+            self._write(path, dict(_SIGNING))
+            return Step(what, CREATED)
+        differ = [name for name, value in {**_SIGNING, "deletion_allowed": False}.items() if found.get(name) != value]
+        if differ:
+            raise Refused(
+                "vault.key",
+                f"{mount}/ has a key {CERTIFICATE_KEY} already, with another {', '.join(sorted(differ))}",
+                advice="look who made it; keep its public key for the certificates that it signed, and delete it",
+            )
+        return Step(what, UNCHANGED)
+
     def _policies(self) -> list[Step]:
-        vault = self._site.vault
-        accessor = self._mounts("sys/auth").get(f"{vault.node.cert_mount}/", {}).get("accessor", "")
-        words = {"TRANSIT": vault.transit_mount, "GRANTS": vault.grants_mount, "CERT_ACCESSOR": accessor}
+        words = policy_words(self._site, node_word(self._site, self._accessor))
         steps = []
         for file, name in (("head.hcl", self._roles.head_policy), ("node.hcl", self._roles.node_policy)):
             text = render_policy(file, words)
             steps.append(self._object(f"policy {name}", f"sys/policies/acl/{name}", {"policy": text}, {}))
         return steps
 
+    def _accessor(self, mount: str) -> str:
+        return str(self._mounts("sys/auth").get(f"{mount}/", {}).get("accessor", ""))
+
     def _head_role(self) -> Step:
-        wanted: dict[str, Any] = {**_token(self._roles.head_policy), "bind_secret_id": True, "secret_id_num_uses": 0}
+        wanted: dict[str, Any] = {**token(self._roles.head_policy), "bind_secret_id": True, "secret_id_num_uses": 0}
         if self._wishes.head_cidrs:
             wanted |= {"token_bound_cidrs": self._wishes.head_cidrs, "secret_id_bound_cidrs": self._wishes.head_cidrs}
         if self._wishes.secret_id_ttl:
@@ -172,13 +184,15 @@ class Setup:
 
     def _node_role(self) -> Step:
         node = self._site.vault.node
-        wanted = _token(self._roles.node_policy)
+        wanted = token(self._roles.node_policy)
         if self._wishes.node_ca:
             wanted["certificate"] = self._wishes.node_ca
         if self._wishes.node_names:
             wanted["allowed_common_names"] = self._wishes.node_names
         if self._wishes.node_cidrs:
             wanted["token_bound_cidrs"] = self._wishes.node_cidrs
+        if self._wishes.node_uris:
+            wanted["allowed_uri_sans"] = self._wishes.node_uris
         needed = None
         if not (self._wishes.node_ca and self._wishes.node_names):
             needed = UsageError(
@@ -242,16 +256,6 @@ class Setup:
         return self._session.call(f"{verb} {path}", request)
 
 
-def render_policy(file: str, words: Mapping[str, str]) -> str:
-    """The shipped policy ``conf/vault/<file>`` with its marks replaced; a mark that is left is an InternalError."""
-    text = resources.files("conf").joinpath("vault", file).read_text(encoding="utf-8")
-    for mark, value in words.items():
-        text = text.replace(f"@{mark}@", value)
-    if left := _MARK.search(text):
-        raise InternalError(f"{file} has the unknown mark {left[0]}")
-    return text
-
-
 def same(found: object, wanted: object) -> bool:
     """Whether Vault's answer says what we want: lists in any order, text without the space around it."""
     if isinstance(wanted, list | tuple):
@@ -261,7 +265,7 @@ def same(found: object, wanted: object) -> bool:
     return type(found) is type(wanted) and found == wanted
 
 
-def _token(policy: str) -> dict[str, Any]:
+def token(policy: str) -> dict[str, Any]:
     """Short tokens with one policy, renewed by a new login; service tokens, because they can be revoked."""
     return {
         "token_policies": [policy],

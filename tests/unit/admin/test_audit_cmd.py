@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,3 +63,51 @@ def test_show_of_an_unknown_job(folder: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == "the audit trail has nothing about job 8\n"
     with pytest.raises(SystemExit):
         main(["audit", "show", "--job", "x", str(folder)])
+
+
+def run(folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+    code = main(["--config", str(folder / "none.yaml"), "audit", "verify", "--json", *words, str(folder)])
+    out = capsys.readouterr().out
+    return code, json.loads(out) if out else {}
+
+
+def test_gaps_are_looked_for_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = "ab" * 16
+    chain = Chain(tmp_path, "lifecycle", "head")
+    chain.append("key.delete", durable=True, job=17, node="n1", key="n1_test-17-0000000000000001", evidence="404")
+    chain.append("key.create", durable=True, job=18, node="n1", key="n1_test-18-0000000000000001", incarnation=start)
+    code, found = run(tmp_path, capsys)
+    assert (code, found["whole"], found["gaps"]) == (0, True, [])
+    code, found = run(tmp_path, capsys, "--gaps")
+    (gap,) = found["gaps"]
+    assert (code, found["whole"], gap["kind"], gap["job"]) == (1, True, "key-without-creation", 17)
+    assert gap["what"]
+    assert gap["where"]
+    assert found["open_keys"] == ["n1_test-18-0000000000000001"]
+    assert main(["audit", "verify", "--gaps", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "key-without-creation: job 17: " in out
+    assert "note: 1 key without an end" in out
+    assert "1 gap" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--sacct", "--sacct-file=x"], 2),
+        (["--cluster=test", "--sacct-file=/nowhere/x"], 3),
+        (["--cluster=test", "--vault-audit=/nowhere/x"], 3),
+        # whose keys and jobs? neither a cluster nor a site file says it
+        (["--sacct-file=/nowhere/x"], 3),
+    ],
+)
+def test_comparisons_that_cannot_be_made(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int
+) -> None:
+    assert run(folder, capsys, *words)[0] == code
+
+
+@pytest.mark.parametrize("days", ["0", "-1", "x", "99999"])
+def test_days_that_are_none(folder: Path, days: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["audit", "verify", "--sacct", f"--days={days}", str(folder)])

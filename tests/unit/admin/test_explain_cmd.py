@@ -82,6 +82,19 @@ def test_allowed_is_exit_0(place: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "Would be accepted" not in shown
 
 
+@pytest.mark.parametrize("members", [["--group={group}"], ["--members={members}", "--user=alice"]])
+def test_a_role_that_has_ended_gives_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str], members: list[str]
+) -> None:
+    (place / "policy.yaml").write_text(
+        POLICY.replace("    jurisdictions: [eu]\n", "    jurisdictions: [eu]\n    until: 2020-01-01\n")
+    )
+    whom = [word.format(group=GROUP, members=place / "members.json") for word in members]
+    code, told = ask_json(place, capsys, *whom, *ALLOWED)
+    assert code == 1
+    assert told["rule"] == "role.expired"
+
+
 def test_the_json_of_an_allowed_job(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, told = ask_json(place, capsys, "--group", "CN=phi-eu, ou=Groups,dc=example,dc=org", *ALLOWED)
     assert code == 0

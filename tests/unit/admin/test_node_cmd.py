@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from admin import imds_cmd, node_cmd, node_look
+from admin import imds_cmd, node_cmd
 from admin.main import main
 from admin.node_look import Node
 from keys.journal import Journal, Record
-from keys.scratch import crypt, loop
-from slurm_hooks import wire
+from keys.scratch import crypt, loop, present
+from slurm_hooks import reaper, steps, wire
 
 NODE = "tn1"
 CLEAN = ["node", "clean", "--node", NODE]
@@ -32,7 +32,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
         "format": 1,
         "cluster": {"slurm_bin": str(tmp_path)},
         "lifecycle": {"socket": "/none"},
-        "node": {"run_dir": f"{tmp_path}/node-%n"},
+        "node": {"run_dir": f"{tmp_path}/node-%n", "state_dir": f"{tmp_path}/state-%n", "prolog_deadline": 45.0},
         "scratch": {**scratch, "volume_group": "", "device": ""},
         "audit": {"directory": f"{tmp_path}/log"},
         "regions": {"here": "eu"},
@@ -53,9 +53,9 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     monkeypatch.setattr(node_cmd, "HOOKS_JSON", str(hooks))
     monkeypatch.setattr(node_cmd, "_is_root", lambda: True)
     monkeypatch.setattr(imds_cmd, "state", lambda: imds_cmd.State(True, ()))
-    monkeypatch.setattr(node_look, "_ROOT", str(os.geteuid()))
+    monkeypatch.setattr(steps, "ROOT", str(os.geteuid()))
     # the tests' root has no sysfs, and a developer's machine must not be looked at
-    monkeypatch.setattr(node_look, "SYSFS", tmp_path / "sys")
+    monkeypatch.setattr(present, "SYSFS", str(tmp_path / "sys"))
     monkeypatch.setattr(crypt, "find", lambda _: None)
     monkeypatch.setattr(loop, "find", lambda _: [])
     node = Node(NODE, f"{tmp_path}/node-{NODE}", config)
@@ -157,13 +157,13 @@ class TestClean:
         self, node: Node, process: Callable[..., int], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         process("slurmstepd: [17.batch]")
-        assert 17 in node_look.running_steps().values()
+        assert 17 in steps.running_steps().values()
         file = left_over(node, 7)
         assert main([*CLEAN, "7"]) == 0
         assert not file.exists()
         # a process that a user calls so
-        monkeypatch.setattr(node_look, "_ROOT", "4294967294")
-        assert node_look.running_steps() == {}
+        monkeypatch.setattr(steps, "ROOT", "4294967294")
+        assert steps.running_steps() == {}
 
     def test_takes_down_tells_and_may_be_repeated(
         self, node: Node, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -264,7 +264,7 @@ class TestStatus:
             ("loop1", "loop/backing_file", "/elsewhere/tn1-16.img"),
             ("sda", "size", "tn1-17"),
         ):
-            path = node_look.SYSFS / entry / attribute
+            path = Path(present.SYSFS) / entry / attribute
             path.parent.mkdir(parents=True)
             path.write_text(text + "\n")
         monkeypatch.setattr(loop, "find", lambda path: ["/dev/loop0"] * (path == names.path))
@@ -280,7 +280,7 @@ class TestStatus:
 
         left_over(node, 7)
         Journal(node.run_dir, NODE).write(Record(7, NODE, 1001))
-        node_look.SYSFS.rmdir()
+        Path(present.SYSFS).rmdir()
         monkeypatch.setattr(crypt, "find", broken)
         with Daemon(node, {"verdict": "allow", "region": "here", "jurisdiction": "eu"}):
             assert main([*STATUS, "--json"]) == 1
@@ -341,3 +341,27 @@ class Daemon:
     def __exit__(self, *exc: object) -> None:
         self._thread.join(20)
         self._socket.close()
+
+
+class TestReap:
+    def test_shows_what_it_saw_and_did(self, node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+        file = left_over(node, 7)
+        # nobody to ask: nothing is destroyed, and that is no fault of the node's
+        assert main(["node", "reap", "--node", NODE, "--once"]) == 0
+        assert "silent" in capsys.readouterr().out
+        assert file.exists()
+        assert main(["node", "reap", "--node", NODE, "--once", "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert [(job["job"], job["kind"]) for job in told["jobs"]] == [(7, "silent")]
+
+    def test_an_admin_has_to_look(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        left_over(node, 7)
+        monkeypatch.setattr(reaper, "foreign", lambda *_: "its UUID is another")
+        assert main(["node", "reap", "--node", NODE, "--once"]) == 1
+        assert "its UUID is another" in capsys.readouterr().out
+
+    def test_nothing_to_see(self, node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["node", "reap", "--node", NODE]) == 0
+        assert "no scratch of any job" in capsys.readouterr().out

@@ -365,14 +365,14 @@ def test_what_a_role_can_use_is_what_the_engine_allows(
             for partition in ("p", "q", "free"):
                 tag = {"class": klass, **({"residency": residency} if residency else {})}
                 job = trial.Trial(tag=tag, texts={"partition": partition})
-                if trial.decide(job, policy, trial.members(trial.USER, [G])).allowed:
+                if trial.decide(job, policy, trial.members(trial.USER, [G]), now=0.0).allowed:
                     allowed.add((klass, residency, partition))
     assert expected == allowed
 
 
 def test_a_lost_snapshot_refuses_a_trial() -> None:
     job = trial.Trial(tag={"class": "low"}, texts={"partition": "free"})
-    assert trial.decide(job, make({"r": role()}), None).rule == "rbac.snapshot"
+    assert trial.decide(job, make({"r": role()}), None, now=0.0).rule == "rbac.snapshot"
 
 
 @pytest.fixture

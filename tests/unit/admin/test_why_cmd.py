@@ -11,6 +11,7 @@ import pytest
 from admin import why_cmd
 from admin.main import main
 from admin.why_cmd import parse_comment
+from conf.errors import BackendUnavailable
 
 RECORD = (
     "secure-slurm/1 cluster=test uid=1001 user=alice class=phi residency=eu scratch=209715200"
@@ -34,6 +35,7 @@ ENDED = {
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(why_cmd, "find_tool", lambda tool: str(tmp_path / tool))
+    monkeypatch.setattr(why_cmd, "_revocations", list)
     return tmp_path
 
 
@@ -117,3 +119,139 @@ def test_a_broken_record_is_still_shown(text: str) -> None:
     record, reason = parse_comment(text)
     lines = why_cmd.words(why_cmd.Answer("7", "", "PENDING", "", record, reason))
     assert lines[0] == "job 7 of unknown: PENDING"
+
+
+@pytest.mark.parametrize(
+    ("mark", "state", "words"),
+    [
+        ("waiting try=0 restart=0", "RUNNING,CONFIGURING None", "waits for a service before it starts"),
+        ("requeued try=1 restart=0", "PENDING BeginTime", "back in the queue after its start failed once"),
+        ("waits try=0 restart=0", "PENDING JobHeldUser", "held while a service is away (it was not tried)"),
+        ("waits try=2 restart=1", "PENDING JobHeldUser", "(it failed 2 times): nothing to do"),
+        ("twice try=2 restart=1", "PENDING JobHeldUser", "held after it failed 2 times"),
+        ("twice try=2 restart=1", "PENDING JobHeldAdmin", "held after it failed 2 times"),
+    ],
+)
+def test_what_became_of_a_job_that_is_not_to_blame(
+    slurm: Path, capsys: pytest.CaptureFixture[str], mark: str, state: str, words: str
+) -> None:
+    comment = f"{RECORD} | {mark}: [backend.unavailable] Vault is away"
+    states, _, reason = state.partition(" ")
+    told = {"job_state": states.split(","), "state_reason": reason, "admin_comment": comment}
+    prints(slurm, "scontrol", [{**HELD, **told}])
+    assert main(["why", "7"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert words in lines[1]
+    assert lines[-1] == "  reason:   [backend.unavailable] Vault is away"
+
+
+@pytest.mark.parametrize(
+    ("mark", "state", "reason"),
+    [
+        ("requeued try=1 restart=0", ["RUNNING"], "None"),
+        ("waiting try=1 restart=0", ["COMPLETED"], "None"),
+        ("waits try=2 restart=1", ["PENDING"], "Priority"),
+    ],
+)
+def test_what_is_past_is_called_earlier(
+    slurm: Path, capsys: pytest.CaptureFixture[str], mark: str, state: list[str], reason: str
+) -> None:
+    comment = f"{RECORD} | {mark}: [backend.unavailable] Vault is away"
+    prints(slurm, "scontrol", [{**HELD, "job_state": state, "state_reason": reason, "admin_comment": comment}])
+    assert main(["why", "7"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "  earlier:  [backend.unavailable] Vault is away"
+
+
+def test_what_a_hook_has_held_is_not_called_its_users(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    comment = f"{RECORD} | [rbac.role] no role"
+    prints(slurm, "scontrol", [{**HELD, "state_reason": "JobHeldUser", "admin_comment": comment}])
+    assert main(["why", "7"]) == 0
+    assert "correct what the reason says" in capsys.readouterr().out
+
+
+def revocation(mode: str, name: str, *jobs: str) -> dict[str, object]:
+    return {"id": name, "kind": "user", "value": "alice", "mode": mode, "jobs": {job: {} for job in jobs}}
+
+
+@pytest.mark.parametrize(
+    ("reports", "words"),
+    [
+        ([revocation("freeze", "aa", "7")], "secure-slurm resume --id aa"),
+        ([revocation("resume", "aa", "7")], "told to go on"),
+        ([revocation("stop", "aa", "7")], "scancel 7"),
+        ([revocation("resume", "aa", "7"), revocation("freeze", "bb", "7", "8")], "secure-slurm resume --id bb"),
+        ([revocation("freeze", "aa", "7"), revocation("stop", "bb", "7")], "revoked for good"),
+    ],
+)
+def test_a_running_job_that_stands_still(
+    slurm: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    reports: list[dict[str, object]],
+    words: str,
+) -> None:
+    monkeypatch.setattr(why_cmd, "_revocations", lambda: reports)
+    comment = f"{RECORD} | waiting try=0 restart=0: [backend.unavailable] Vault is away"
+    prints(slurm, "scontrol", [{**HELD, "job_state": ["RUNNING"], "state_reason": "None", "admin_comment": comment}])
+    assert main(["why", "7"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("  state:    ")
+    assert words in lines[1]
+    assert not any("waits for a service" in line for line in lines)
+    assert lines[-1] == "  earlier:  [backend.unavailable] Vault is away"
+
+
+@pytest.mark.parametrize("reports", [[], [revocation("freeze", "aa", "70")]])
+def test_a_running_job_of_which_no_revocation_tells(
+    slurm: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, reports: list[dict[str, object]]
+) -> None:
+    monkeypatch.setattr(why_cmd, "_revocations", lambda: reports)
+    prints(slurm, "scontrol", [{**HELD, "job_state": ["RUNNING"], "state_reason": "None", "admin_comment": RECORD}])
+    assert main(["why", "7"]) == 0
+    assert "state:" not in capsys.readouterr().out
+
+
+def test_no_answer_about_revocations_is_not_taken_for_none(
+    slurm: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away() -> list[dict[str, object]]:
+        raise BackendUnavailable("the lifecycle daemon does not answer")
+
+    monkeypatch.setattr(why_cmd, "_revocations", away)
+    comment = f"{RECORD} | waiting try=0 restart=0: [backend.unavailable] Vault is away"
+    prints(slurm, "scontrol", [{**HELD, "job_state": ["RUNNING"], "state_reason": "None", "admin_comment": comment}])
+    assert main(["why", "7"]) == 0
+    told = capsys.readouterr().out
+    assert "is not known here (the lifecycle daemon does not answer)" in told
+    assert "waits for a service" in told
+
+
+def test_revocations_are_asked_about_neither_waiting_nor_untagged_jobs(
+    slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked() -> list[dict[str, object]]:
+        raise AssertionError
+
+    monkeypatch.setattr(why_cmd, "_revocations", asked)
+    prints(slurm, "scontrol", [HELD, {**HELD, "job_state": ["RUNNING"], "admin_comment": ""}])
+    assert main(["why", "7"]) == 0
+
+
+def test_only_root_asks_the_lifecycle_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, bytes | str]] = []
+
+    def ask(_config: object, fields: dict[str, bytes | str], _patience: float) -> dict[str, bytes]:
+        asked.append(fields)
+        return {"report": json.dumps([revocation("freeze", "aa", "7")]).encode()}
+
+    linked = {"revocation": {"linked": True}}
+    monkeypatch.setattr(why_cmd, "read_hook_config", lambda **_: linked)
+    monkeypatch.setattr(why_cmd.revoke_cmd, "ask", ask)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert why_cmd._revocations() == []
+    assert asked == []
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert [one["id"] for one in why_cmd._revocations()] == ["aa"]
+    assert asked == [{"verb": "revocations"}]
+    linked["revocation"]["linked"] = False
+    assert why_cmd._revocations() == []

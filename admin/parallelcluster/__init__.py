@@ -1,0 +1,1 @@
+"""``secure-slurm parallelcluster``: a configuration is written (render) and judged (check and rules) without AWS."""
