@@ -10,6 +10,7 @@ account secure-decide              # decision daemon: no Vault token, no network
 account secure-life                # lifecycle daemon: Vault, no user input but signed records
 account secure-glass               # break-glass daemon: no key, no network
 account secure-ldap                # reads the directory
+account secure-enrol               # enrolment daemon: signs nodes' certificates, strangers speak to it
 account secure-node                # node daemon: the node's certificate
 usermod -a -G secure-record secure-decide
 usermod -a -G secure-record secure-life
