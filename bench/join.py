@@ -2,8 +2,8 @@
 
     python3 -m bench.join DIRECTORY FILE
 
-The parts are ``submission.json`` (native) and ``scratch.json`` (guest) in DIRECTORY. One that is missing is an error:
-half a result would be taken for a whole one.
+The parts are ``submission.json`` (native), ``scratch.json`` and ``revocation.json`` (guest) in DIRECTORY. One that is
+missing is an error: half a result would be taken for a whole one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.measure import write
 
-PARTS = ("submission", "scratch")
+PARTS = ("submission", "scratch", "revocation")
 MACHINE = ("slurm", "python", "cores", "kernel")
 
 
@@ -40,6 +40,7 @@ def table(result: dict[str, Any]) -> Iterator[str]:
     yield f"{result['date']}  Slurm {result['slurm']}  Python {result['python']}  {result['cores']} cores"
     yield from _submission(result["submission"])
     yield from _scratch(result["scratch"])
+    yield from _revocation(result["revocation"])
 
 
 def _submission(part: dict[str, Any]) -> Iterator[str]:
@@ -83,7 +84,7 @@ def _scratch(part: dict[str, Any]) -> Iterator[str]:
         yield _pair(f"{size}   open_scratch alone", found["prolog"]["open_scratch"])
         for part_of, text in (
             ("node_daemon_ms", "grant and data key from the node daemon"),
-            ("python_with_imports_ms", "start of Python and imports"),
+            ("python_with_imports_ms", "start of Python and imports, without the server"),
         ):
             yield f"  {size}   {text:{57 - len(size)}} {found['prolog'][part_of]['p50']:9.2f}"
         yield _pair(f"{size} Epilog, whole", found["epilog"]["hook"])
@@ -92,8 +93,26 @@ def _scratch(part: dict[str, Any]) -> Iterator[str]:
     yield from _stub(part["stub"])
 
 
+def _revocation(part: dict[str, Any]) -> Iterator[str]:
+    yield f"\nfrom the start of the command, in the guest (s){'':26}  runs      p50      max"
+    words = {
+        "blocked": "until a dd in the job writes nothing",
+        "refused": "until Vault refuses the key",
+        "command": "until all have confirmed",
+        "resumed": "until it writes again, from the start of resume",
+    }
+    for name, each in part["seconds"].items():
+        for what, found in each.items():
+            text = f"{name}: {words[what]}"
+            yield f"  {text:70} {found['runs']:5} {found['p50']:8.3f} {found['max']:8.3f}"
+    for name, target in part["targets"].items():
+        met = "met" if target["met"] else "not met"
+        yield f"  {name:30} target {target['target']:<6} reached {target['reached']:<8} {met}"
+
+
 def _stub(found: dict[str, Any]) -> Iterator[str]:
-    yield _pair("stub, job not secured, to /bin/true", found["stub"])
+    yield _pair("Prolog, job not secured, to /bin/true", found["stub"])
+    yield _pair("Epilog, job not secured, to /bin/true", found["epilog_stub"])
     yield _pair("sh -c :, to /bin/true", found["sh"])
     yield _pair("python3 -IS, to /bin/true", found["python"])
     yield _pair("python3 -IS and the Prolog's imports, to /bin/true", found["python_with_imports"])

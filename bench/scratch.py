@@ -26,7 +26,7 @@ from tests.testbed.cluster import Cluster
 from tests.testbed.nodes import slurmd_pid
 
 ROUNDS = 20
-SIZES = {"100M": 100 * 1024**2, "100G": 100 * 1024**3}
+SIZES = {"100M": 100 * 1024**2, "1T": 1024**4}
 FIRST_JOB = 900_001
 LIMIT = 900.0
 

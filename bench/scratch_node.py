@@ -3,9 +3,9 @@
 Each round takes all ways of getting scratch in turns, in an order that changes:
 
 * ``bare``: the commands that an admin would write, in one shell;
-* ``hook``: the installed Prolog and Epilog, as slurmd starts them;
+* ``hook``: the installed Prolog and Epilog, as slurmd starts them, with the hook server;
 * ``inner``: in this process, the question to the node daemon and then ``open_scratch`` and ``close_scratch`` alone;
-* ``start``: Python started as the hook's stub starts it, with the Prolog's imports and nothing else.
+* ``start``: Python started as the hook's stub starts it without that server, with the Prolog's imports and no more.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 from bench import stub
 from bench.measure import BenchError, in_turns, paired, summary, timed
 from conf.hookconf import read_hook_config
+from keys.durable import folder_of
 from keys.journal import Journal
 from keys.process import environment
 from keys.scratch import crypt, filesystem
@@ -30,13 +31,14 @@ from keys.scratch.plan import BLOCK, ScratchPlan
 from keys.scratch.setup import open_scratch
 from keys.scratch.teardown import close_scratch
 from keys.secret import Secret
-from slurm_hooks import wire
+from slurm_hooks import hookd, wire
 
 NODE = "n1"
 USER = "alice"
 RUN = f"/run/secure-slurm/node-{NODE}"
 WARM_UP = 2
 STUBS = 30
+PATIENCE = 30.0
 
 
 class Jobs:
@@ -95,6 +97,7 @@ class Jobs:
             "SLURM_JOB_EXTRA": f"secure-slurm:class=phi;residency=eu;scratch={self.size}",
         }
         point, mapper = f"/secure-scratch/{job}", f"secure-{NODE}-{job}"
+        _wait_for_server()
         seconds = timed([f"{stub.PREFIX}/hooks/prolog"], env=env)
         # a Prolog that refuses holds the job and ends with 0
         _check(point, mapper, there=True)
@@ -110,7 +113,7 @@ class Jobs:
         if answer.get("verdict") != b"allow":
             raise BenchError(f"the node daemon refused job {job}: {wire.text(answer, 'message', '')}")
         self.asked.append(time.perf_counter() - begun)
-        journal = Journal(RUN, NODE)
+        journal = Journal(RUN, NODE, folder_of({}, NODE))
         journal.claim_incarnation(job, wire.text(answer, "grant.incarnation"))
         begun = time.perf_counter()
         open_scratch(
@@ -153,6 +156,15 @@ def _check(point: str, mapper: str, *, there: bool) -> None:
     mapped = Path(f"/dev/mapper/{mapper}").exists()
     if os.path.ismount(point) is not there or mapped is not there:
         raise BenchError(f"{point} mounted: {os.path.ismount(point)}, {mapper} mapped: {mapped}, wanted: {there}")
+
+
+def _wait_for_server() -> None:
+    """Until all its processes are ready, as on a node that started no job in the last second. BenchError: none runs."""
+    end = time.monotonic() + PATIENCE
+    while len(list(Path(f"{RUN}/hookd").glob("*.ask"))) < hookd.READY:
+        if time.monotonic() >= end:
+            raise BenchError("the hook server does not run")
+        time.sleep(0.05)
 
 
 def one_size(size: int, ids: list[int], rounds: int) -> dict[str, Any]:

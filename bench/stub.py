@@ -32,6 +32,7 @@ def measure(rounds: int) -> dict[str, Any]:
         "true": (["/bin/true"], env),
         "sh": (["/bin/sh", "-c", ":"], env),
         "stub": ([f"{PREFIX}/hooks/prolog"], UNMARKED),
+        "epilog_stub": ([f"{PREFIX}/hooks/epilog"], UNMARKED),
         "python": ([PYTHON, "-IS", "-c", "pass"], env),
         "python_with_imports": ([PYTHON, "-IS", "-c", IMPORT], env),
     }

@@ -16,6 +16,7 @@ TAG = ("--secure-class=phi", "--secure-residency=eu", "--secure-scratch=32M")
 PROMISED = 60  # seconds until a loss counts; see slurm_hooks.ldapd.PROMISED
 SITE = Path(f"{settings.ETC}/secure-slurm.yaml")
 Change = Callable[[Slapd], None]
+pytestmark = pytest.mark.usefixtures("often_read")
 
 
 def asked(cluster: Cluster) -> str:
@@ -27,7 +28,7 @@ def asked(cluster: Cluster) -> str:
 def refused_at_start(cluster: Cluster, job: int, rule: str) -> None:
     """Held with this rule as the reason, without having run; then it is cancelled."""
     cluster.until(lambda: rule in cluster.facts(job)["admin_comment"], f"job {job} to be refused by {rule}", 90)
-    cluster.until(lambda: cluster.state(job) == "PENDING" and cluster.job(job)["Priority"] == "0", "the hold", 30)
+    cluster.until(lambda: cluster.state(job) == "PENDING" and cluster.job(job)["Priority"] == "0", "the hold", 180)
     assert not Path(f"/home/alice/slurm-{job}.out").exists()
     assert rule in cluster.tool("why", str(job)).stdout
     assert not cluster.vault_keys(job)
@@ -104,8 +105,7 @@ def short_lived_members(cluster: Cluster, max_age: str) -> Iterator[None]:
 
     def restart(text: str) -> None:
         cluster.write(SITE, text)
-        for name in ("ldapd", "decisiond", "lifecycled"):
-            cluster.stop_daemon(name)
+        cluster.stop_daemons()
         for name in ("decision/decide", "lifecycle/lifecycle"):
             Path(f"{settings.RUN}/{name}.sock").unlink(missing_ok=True)
         cluster.start_daemons()

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from tests.testbed.cluster import Cluster
+import pytest
+
+from tests.testbed import settings
+from tests.testbed.cluster import Cluster, with_own_tmp
 
 TAG = ("--secure-class=internal", "--secure-residency=eu", "--secure-scratch=32M")
 
 
-def test_scratch_pinned_by_another_jobs_namespace_is_closed_all_the_same(clean: Cluster) -> None:
-    new = "26." in clean.command(["slurmctld", "-V"]).stdout
-    plugin = "NamespaceType=namespace/tmpfs" if new else "JobContainerType=job_container/tmpfs"
+OWN_TMP_ELSEWHERE = "AutoBasePath=true\nBasePath=/var/tmp/jc-%n Dirs=/tmp\n"
 
+
+@pytest.mark.parametrize("container", [settings.JOB_CONTAINER, OWN_TMP_ELSEWHERE], ids=["on the scratch", "elsewhere"])
+def test_scratch_pinned_by_another_jobs_namespace_is_closed_all_the_same(clean: Cluster, container: str) -> None:
     def change(conf: str) -> str:
-        conf = conf.replace("PrologFlags=Alloc,DeferBatch", f"PrologFlags=Contain,DeferBatch\n{plugin}")
-        return conf.replace("CPUs=1", "CPUs=2") + "SlurmdParameters=config_overrides\n"
+        return with_own_tmp(conf).replace("CPUs=1", "CPUs=2") + "SlurmdParameters=config_overrides\n"
 
-    container = "AutoBasePath=true\nBasePath=/var/tmp/jc-%n Dirs=/tmp\n"
     with clean.other_slurm(change, job_container=container):
         first = clean.submit("alice", *TAG, "-w", "n1", "-n1", "--mem=100", "--wrap=sleep 600")
         clean.until(lambda: clean.leftovers(first)["task"], "scratch of the first job", 60)

@@ -150,7 +150,8 @@ def test_ec2(clean: Cluster) -> None:
 
             service.status = 503
             job = clean.submit("alice", *TAG, "--wrap=true")
-            clean.until(lambda: clean.job(job)["Priority"] == "0", "the hold", 90)
+            # it is waited for, and tried once more
+            clean.until(lambda: clean.job(job)["Priority"] == "0", "the hold", 240)
             assert "backend.unavailable" in clean.tool("why", str(job)).stdout
             # who floods the service must not be able to drain nodes
             assert clean.drained() == ""

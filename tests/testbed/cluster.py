@@ -21,11 +21,13 @@ from typing import Self
 
 from tests.testbed import settings
 from tests.testbed.openbao import OpenBao
-from tests.testbed.people import BIN, People
+from tests.testbed.people import BIN, ClusterError, People
 from tests.testbed.pki import CA
 from tests.testbed.slapd import Slapd
 
 SLURMD, SLURMCTLD = "^slurmd ", "^slurmctld"
+STOP = 60
+"""Seconds for a daemon to end: what it asks of a slurmctld that may be gone takes 20 s until it is given up."""
 
 
 @contextlib.contextmanager
@@ -50,6 +52,15 @@ def syslog_to(file: Path) -> Iterator[None]:
             thread.join(5)
 
 
+def with_own_tmp(conf: str) -> str:
+    """slurm.conf, by which each job has its own /tmp: the plugin has another name from Slurm 25.11 on."""
+    version = subprocess.run(["slurmctld", "-V"], capture_output=True, text=True, check=True).stdout.split()[-1]
+    new = tuple(map(int, version.split(".")[:2])) >= (25, 11)
+    plugin = "NamespaceType=namespace/tmpfs" if new else "JobContainerType=job_container/tmpfs"
+    assert conf.count("PrologFlags=Alloc,DeferBatch") == 1
+    return conf.replace("PrologFlags=Alloc,DeferBatch", f"PrologFlags=Contain,DeferBatch\n{plugin}")
+
+
 class Cluster(People):
     """Start with ``with Cluster() as cluster``; a failure anywhere stops what runs already.
 
@@ -65,7 +76,7 @@ class Cluster(People):
             **options,
         }
         self.directory = Path("/run/testbed")
-        self.daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self.daemons = {}
         self._services = contextlib.ExitStack()
         self.bao: OpenBao
         self.slapd: Slapd
@@ -113,9 +124,8 @@ class Cluster(People):
         """Stop what runs; may be called again, also after half a start."""
         subprocess.run(["pkill", "-f", SLURMD], check=False)
         subprocess.run(["pkill", "-f", SLURMCTLD], check=False)
-        for name in list(self.daemons):
-            self.stop_daemon(name)
-        subprocess.run(["pkill", "-f", "secure-slurm-noded"], check=False)
+        self.stop_daemons()
+        subprocess.run(["pkill", "-f", "secure-slurm-(noded|handd|hookd)"], check=False)
         self._services.close()
         subprocess.run(["pkill", "-x", "munged"], check=False)
 
@@ -129,6 +139,9 @@ class Cluster(People):
         for folder, owner in (("head", "secure-life"), ("node", "secure-node"), ("ldap", "secure-ldap")):
             (etc / folder).mkdir(mode=0o755, exist_ok=True)
             os.chown(etc / folder, 0, grp.getgrnam(owner).gr_gid)
+        pair = self.ca.server("head", ["head", settings.ADDRESS], self.directory / "nodes")
+        self.write(etc / "head/link.crt", pair.certificate.read_bytes())
+        self.write(etc / "head/link.key", pair.private_key.read_bytes(), mode=0o400, owner="secure-life")
         (etc / "places").mkdir(exist_ok=True)
         self.write(etc / "place", "")
         for node, region in settings.NODES.items():
@@ -139,6 +152,7 @@ class Cluster(People):
             self.make(f"{settings.RUN}/node-{node}", "root", 0o755)
             self.make(f"{settings.RUN}/node-{node}/daemon", "secure-node", 0o755)
             self.make(f"{settings.LOG}/node-{node}", "root", 0o755)
+            self.make(f"/var/lib/secure-slurm/node-{node}", "root", 0o700)
         self.make(f"{settings.RUN}/decision", "secure-decide", 0o2710, group="slurm")
         self.make(f"{settings.RUN}/lifecycle", "secure-life", 0o2710, group="slurm")
         self.make(f"{settings.RUN}/snapshot", "secure-ldap", 0o750, group="secure-record")
@@ -147,6 +161,7 @@ class Cluster(People):
         self.make("/var/lib/secure-slurm/lifecycle", "secure-life", 0o755)
         self.make("/var/lib/secure-slurm/lifecycle/ended", "secure-life", 0o770, group="slurm")
         self.make("/var/lib/secure-slurm/lifecycle/running", "secure-life", 0o2750, group="secure-record")
+        self.make("/var/lib/secure-slurm/lifecycle/revoked", "secure-life", 0o2750, group="secure-record")
         self.make("/var/lib/secure-slurm/scratch", "root", 0o700)
         self.make(f"{settings.RUN}/glass", "secure-glass", 0o2750, group="secure-break-glass")
         self.make("/var/lib/secure-slurm/break-glass", "secure-glass", 0o2750, group="secure-record")
@@ -166,6 +181,10 @@ class Cluster(People):
 
     def _start_vault(self) -> None:
         self._services.enter_context(self.bao)
+        self.init_vault()
+
+    def init_vault(self) -> None:
+        """Set the server up, by the site file, as an admin does once."""
         token = self.directory / "admin-token"
         self.write(token, self.bao.root_token, mode=0o600)
         self.tool(
@@ -200,6 +219,7 @@ class Cluster(People):
         self.until(lambda: Path(f"{settings.RUN}/snapshot/members.json").exists(), "the membership snapshot")
         self.daemon("decisiond", "secure-decide")
         self.daemon("lifecycled", "secure-life")
+        self.daemon("requeued", "slurm")
         self.daemon("glassd", "secure-glass")
         self.until(lambda: Path(f"{settings.RUN}/decision/decide.sock").exists(), "the decision daemon")
         self.until(lambda: Path(f"{settings.RUN}/lifecycle/lifecycle.sock").exists(), "the lifecycle daemon")
@@ -220,8 +240,10 @@ class Cluster(People):
         before = conf.read_text()
         self.stop_slurm()
         self.write(conf, change(before))
-        for name, text in files.items():
-            self.write(conf.with_name(f"{name}.conf"), text)
+        others = {conf.with_name(f"{name}.conf"): text for name, text in files.items()}
+        earlier = {path: path.read_text() if path.exists() else None for path in others}
+        for path, text in others.items():
+            self.write(path, text)
         try:
             self.start_slurm()
             yield
@@ -230,8 +252,8 @@ class Cluster(People):
             self.until(lambda: not self.command(["squeue", "-h", "-t", "R,CF,CG"]).stdout.strip(), "all jobs to end")
             self.stop_slurm()
             self.write(conf, before)
-            for name in files:
-                conf.with_name(f"{name}.conf").unlink()
+            for path, old in earlier.items():
+                path.unlink() if old is None else self.write(path, old)
             self.start_slurm()
 
     def stop_slurm(self) -> None:
@@ -240,7 +262,7 @@ class Cluster(People):
         for name in (SLURMD, SLURMCTLD):
             subprocess.run(["pkill", "-f", name], check=False)
             self.until(lambda n=name: self.command(["pgrep", "-f", n], check=False).returncode != 0, f"{name} to end")
-        subprocess.run(["pkill", "-f", "secure-slurm-noded"], check=False)
+        subprocess.run(["pkill", "-f", "secure-slurm-(noded|handd|hookd)"], check=False)
         # what it knows of the nodes' states would outlive a changed slurm.conf
         for state in Path("/var/spool/slurmctld").glob("node_state*"):
             state.unlink()
@@ -264,7 +286,9 @@ class Cluster(People):
     # -- daemons of the suite ------------------------------------------------------------------------------------
 
     def daemon(self, name: str, user: str, group: str = "") -> None:
-        """Start one daemon as its own account."""
+        """Start one daemon as its own account; ClusterError if there is one already, which nobody would ever stop."""
+        if name in self.daemons and self.daemons[name].poll() is None:
+            raise ClusterError(f"{name} runs already")
         groups = [g.gr_gid for g in grp.getgrall() if user in g.gr_mem]
         log = Path(f"/var/log/{name}.log").open("ab")  # noqa: SIM115  the child keeps it
         self.daemons[name] = subprocess.Popen(
@@ -284,4 +308,9 @@ class Cluster(People):
         process = self.daemons.pop(name, None)
         if process is not None:
             process.kill() if kill else process.terminate()
-            process.wait(20)
+            process.wait(STOP)
+
+    def stop_daemons(self, *, kill: bool = False) -> None:
+        """Stop the head node's daemons, the last that was started first."""
+        for name in reversed(list(self.daemons)):
+            self.stop_daemon(name, kill=kill)

@@ -123,12 +123,17 @@ def _children(element: bytes) -> list[bytes]:
 
 
 class Imds:
-    """The service on an address; ``answer`` is what it gives for the identity document, ``asked`` what it was asked."""
+    """The service on an address; ``answer`` is what it gives for the identity document, ``asked`` what it was asked.
+
+    ``more``: other paths and what it gives there. ``answers``: by the address of who asks, before ``answer``.
+    """
 
     def __init__(self, address: str = "127.0.0.1", port: int = 0) -> None:
         self.answer = b""
         self.status = 200
         self.asked: list[str] = []
+        self.more: dict[str, bytes] = {}
+        self.answers: dict[str, bytes] = {}
         self.headers: dict[str, str] = {}
         outer = self
 
@@ -145,10 +150,12 @@ class Imds:
                 outer.asked.append(f"GET {self.path}")
                 if self.headers.get("X-aws-ec2-metadata-token") != TOKEN:
                     self._say(401, b"")
+                elif self.path in outer.more:
+                    self._say(200, outer.more[self.path])
                 elif self.path != IDENTITY:
                     self._say(404, b"")
                 else:
-                    self._say(outer.status, outer.answer)
+                    self._say(outer.status, outer.answers.get(self.client_address[0], outer.answer))
 
             def _say(self, status: int, body: bytes) -> None:
                 self.send_response(status)

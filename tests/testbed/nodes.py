@@ -25,7 +25,7 @@ def on_node(node: str, argv: list[str], *, check: bool = True) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=180,
     )
     if check and done.returncode:
         raise RuntimeError(f"{node}: {argv}: {done.returncode}\n{done.stdout}{done.stderr}")

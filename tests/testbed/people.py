@@ -18,30 +18,47 @@ from tests.testbed.openbao import OpenBao
 BIN = f"{settings.PREFIX}/bin"
 ENVIRONMENT = {"PATH": f"{BIN}:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
 Result = subprocess.CompletedProcess
+UNDECIDED = ("(rule engine.timeout)", "(rule daemon.down)", "nobody could decide")
+"""What is said of a decision daemon that was late. One that runs has answered before all tries are made."""
+TRIES = 6
+PATIENCE = 60
+"""Seconds that are waited for anything: a machine that others have a share of may stand still for many of them."""
 
 
 class ClusterError(Exception):
     """Part of the test cluster did not come up; the text names its log."""
 
 
+def pause(began: float) -> None:
+    """After a look that began then: twice as long as it took, 0.1 to 2 s, so as not to starve what is looked for."""
+    time.sleep(min(2.0, max(0.1, 2 * (time.monotonic() - began))))
+
+
 class People:
     """Needs a running cluster around it (:class:`tests.testbed.cluster.Cluster`)."""
 
     bao: OpenBao
+    daemons: dict[str, subprocess.Popen[bytes]]
 
     # -- doing things as people would ------------------------------------------------------------------------------
 
     def command(self, argv: list[str], *, check: bool = True, timeout: float = 120, **more: Any) -> Result[str]:
-        """Run a command as root."""
-        done = subprocess.run(
-            argv,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-            env={**ENVIRONMENT, **more.pop("env", {})},
-            **{"stdin": subprocess.DEVNULL, "cwd": "/", **more},
-        )
+        """Run a command as root; what a machine too busy to decide refused is asked again, as the user is told to."""
+        environment = {**ENVIRONMENT, **more.pop("env", {})}
+        for _ in range(TRIES):
+            done = subprocess.run(
+                argv,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+                env=environment,
+                **{"stdin": subprocess.DEVNULL, "cwd": "/", **more},
+            )
+            late = any(word in done.stderr for word in UNDECIDED)
+            if not late or "decisiond" not in self.daemons or self.daemons["decisiond"].poll() is not None:
+                break
+            time.sleep(2)
         if check and done.returncode:
             raise ClusterError(f"{argv} ended with {done.returncode}\n{done.stdout}{done.stderr}")
         return done
@@ -149,12 +166,16 @@ class People:
         }
 
     def wait_gone(self, number: int, timeout: float = 45) -> None:
-        """Wait until nothing of a job is left; ClusterError says what is."""
-        end = time.monotonic() + timeout
-        while any((left := self.leftovers(number)).values()):
-            if time.monotonic() > end:
+        """Wait until nothing of a job is left; ClusterError says what is, after a minute at least."""
+        end = time.monotonic() + max(timeout, PATIENCE)
+        while True:
+            began = time.monotonic()
+            left = self.leftovers(number)
+            if not any(left.values()):
+                return
+            if began > end:
                 raise ClusterError(f"left of job {number}: {left}\n{self.logs()}")
-            time.sleep(0.2)
+            pause(began)
 
     def vault_keys(self, number: int) -> list[str]:
         """Transit keys of one job."""
@@ -176,13 +197,16 @@ class People:
 
     # -- small things --------------------------------------------------------------------------------------------
 
-    def until(self, ready: Any, what: str, timeout: float = 60) -> None:
-        """Poll until ``ready()`` is true; ClusterError names what did not come."""
-        end = time.monotonic() + timeout
-        while not ready():
-            if time.monotonic() > end:
+    def until(self, ready: Any, what: str, timeout: float = 90) -> None:
+        """Poll until ``ready()`` is true; ClusterError names what did not come, after a minute at least."""
+        end = time.monotonic() + max(timeout, PATIENCE)
+        while True:
+            began = time.monotonic()
+            if ready():
+                return
+            if began > end:
                 raise ClusterError(f"waited {timeout:.0f} s for {what}\n{self.logs()}")
-            time.sleep(0.1)
+            pause(began)
 
     def logs(self) -> str:
         """The last lines of every log, for a failure's message."""

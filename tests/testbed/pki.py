@@ -14,6 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 LIFE = datetime.timedelta(days=1)
 SKEW = datetime.timedelta(minutes=5)
+Span = tuple[datetime.datetime, datetime.datetime]
 
 
 class Pair(NamedTuple):
@@ -42,9 +43,16 @@ class CA:
         alternatives = x509.SubjectAlternativeName([_general_name(san) for san in sans])
         return self._issue(name, ExtendedKeyUsageOID.SERVER_AUTH, alternatives, directory)
 
-    def client(self, common_name: str, directory: Path | None = None) -> Pair:
-        """A client certificate whose CN is ``common_name`` (a Slurm node name)."""
-        return self._issue(common_name, ExtendedKeyUsageOID.CLIENT_AUTH, None, directory)
+    def client(
+        self, common_name: str, directory: Path | None = None, *, valid: Span | None = None, instance: str = ""
+    ) -> Pair:
+        """A client certificate whose CN is ``common_name`` (a Slurm node name). ``valid``: from when to when.
+
+        ``instance``: as after enrolment in the cluster ``test``.
+        """
+        uri = x509.UniformResourceIdentifier(f"secure-slurm://test/{common_name}/{instance}")
+        names = x509.SubjectAlternativeName([uri]) if instance else None
+        return self._issue(common_name, ExtendedKeyUsageOID.CLIENT_AUTH, names, directory, valid)
 
     def _issue(
         self,
@@ -52,12 +60,13 @@ class CA:
         usage: x509.ObjectIdentifier,
         alternatives: x509.SubjectAlternativeName | None,
         directory: Path | None,
+        valid: Span | None = None,
     ) -> Pair:
         directory = directory or self.directory
         directory.mkdir(parents=True, exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        builder = self._builder(subject, key.public_key())
+        builder = self._builder(subject, key.public_key(), valid)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_key_usage(signs_certificates=False), critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
@@ -73,8 +82,11 @@ class CA:
         )
         return pair
 
-    def _builder(self, subject: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    def _builder(
+        self, subject: x509.Name, public_key: ec.EllipticCurvePublicKey, valid: Span | None = None
+    ) -> x509.CertificateBuilder:
         now = datetime.datetime.now(datetime.UTC)
+        starts, ends = valid or (now - SKEW, now + LIFE)
         # Python 3.13 verifies with VERIFY_X509_STRICT, which demands both key identifiers
         return (
             x509.CertificateBuilder()
@@ -82,8 +94,8 @@ class CA:
             .issuer_name(self._name)
             .public_key(public_key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - SKEW)
-            .not_valid_after(now + LIFE)
+            .not_valid_before(starts)
+            .not_valid_after(ends)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )

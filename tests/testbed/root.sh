@@ -14,14 +14,20 @@ packages+=,iproute2,nftables,procps,psmisc,util-linux,lua5.1,lua-socket,python3,
 packages+=,slurmdbd,mariadb-server-core
 [ "$suite" = trixie ] && packages+=,samba-ad-dc,samba-ad-provision,samba-dsdb-modules,samba-common-bin,winbind
 
-key=$(cat "${BASH_SOURCE[0]}" "$top/requirements/test.lock" | sha256sum | cut -c1-12)
+# all that becomes part of the root: a new account or package makes a new one
+recipe=("${BASH_SOURCE[0]}" "$top/requirements/test.lock" "$top/requirements/accounts.sh")
+key=$(cat "${recipe[@]}" | sha256sum | cut -c1-12)
 root=$cache/$suite-$key
 mkdir -p "$cache"
 exec 9>"$cache/$suite.lock"
 flock 9
-[ -e "$root/.complete" ] && { echo "$root"; exit 0; }
+# in use: what another checkout still boots from is not old
+[ -e "$root/.complete" ] && { touch "$root"; echo "$root"; exit 0; }
 
 say() { printf '[root %s] %s\n' "$suite" "$*" >&2; }
+# one apt-get at a time: the other suite's root may be built beside this one
+exec 8>"$cache/apt.lock"
+flock 8
 missing=()
 for tool in mmdebstrap:mmdebstrap ip:iproute2 hostname:hostname unshare:util-linux; do
   command -v "${tool%%:*}" >/dev/null || missing+=("${tool##*:}")
@@ -30,6 +36,7 @@ if [ ${#missing[@]} -gt 0 ]; then
   say "installing ${missing[*]}"
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" debian-archive-keyring; } >&2
 fi
+exec 8>&-
 rm -rf "${root:?}" "$root.part"
 # the mirror that this machine itself is configured to use
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' | grep -E '/debian/?$' | sort -u | head -n 1)

@@ -52,7 +52,7 @@ ldap:
   bind_password_file: {ETC}/ldap/password
   base: dc=example,dc=org
   user_attribute: uid
-  refresh: 2s
+  refresh: 15s
   max_age: 10m
   snapshot: {RUN}/snapshot/members.json
 scratch:
@@ -62,6 +62,12 @@ scratch:
   mount_root: /secure-scratch
   filesystem: ext4
 audit: {{directory: {LOG}}}
+link:
+  listen: "{ADDRESS}:6830"
+  certificate: {ETC}/head/link.crt
+  private_key: {ETC}/head/link.key
+  ca_file: {ETC}/ca.crt
+revocation: {{confirm_within: 15s, offline_grace: 15m}}
 """
 
 POLICY = """\
@@ -71,7 +77,8 @@ jurisdictions:
   us: {feature: us, regions: [us-east-1, us-west-2]}
 classes:
   - {name: internal, residency: optional, scratch: optional, max_scratch: 1G, exclusive_nodes: false}
-  - {name: phi, residency: required, scratch: required, default_scratch: 64M, max_scratch: 200G, exclusive_nodes: true}
+  - {private_tmp: none,
+     name: phi, residency: required, scratch: required, default_scratch: 64M, max_scratch: 200G, exclusive_nodes: true}
 roles:
   phi-eu:
     groups: ["cn=phi-eu,ou=groups,dc=example,dc=org"]
@@ -132,11 +139,19 @@ ScronParameters=enable
 SchedulerParameters=sched_min_interval=0,batch_sched_delay=0,bf_interval=5
 KillWait=2
 MinJobAge=600
+MaxJobCount=50000
 NodeName=n[1-2] NodeHostname=head NodeAddr={ADDRESS} Port=[17001-17002] CPUs=1 RealMemory=500 Feature=eu
 NodeName=n[3-4] NodeHostname=head NodeAddr={ADDRESS} Port=[17003-17004] CPUs=1 RealMemory=500 Feature=us
 PartitionName=main Nodes=ALL Default=YES OverSubscribe=NO MaxTime=60
 PartitionName=phi Nodes=n[1-2] OverSubscribe=NO MaxTime=60
 PartitionName=us Nodes=n[3-4] OverSubscribe=NO MaxTime=60
+"""
+
+# For tests of a job's own /tmp (with_own_tmp): it is on the job's scratch, where it has one. Slurm's plugin needs an
+# external step in each job, and other tests are about jobs without any process.
+JOB_CONTAINER = f"""\
+AutoBasePath=true
+BasePath=/var/lib/job-tmp Dirs=/tmp,/var/tmp,/dev/shm InitScript={PREFIX}/hooks/private_tmp
 """
 
 CGROUP = "CgroupPlugin=cgroup/v2\nIgnoreSystemd=yes\n"

@@ -1,7 +1,7 @@
 #!/bin/bash
-# suite.sh unit|services|cluster|bench|policy [SUITE...]: run one test suite where it belongs and show pytest's own words;
+# suite.sh unit|services|cluster|faults|soak|bench|policy [SUITE...]: run one test suite where it belongs and show pytest's own words;
 # policy: only count the tests that judge jobs and policies.
-# ARGS='-k name': more arguments for pytest.
+# ARGS='-k name': more arguments for pytest. GUESTS=2: cluster, faults and soak in two clusters for each SUITE.
 set -uo pipefail
 kind=$1; shift
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -10,18 +10,36 @@ cd "$top"
 export CI=${CI:-}
 ARGS=${ARGS:-}
 failed=0
+# Those whose subject is the kernel, Vault, LDAP, files or our own rules, and those that mostly wait: once, beside one Slurm or
+# the other. EVERYTHING=1: beside both. What is asked of Slurm, and how it answers, is tested on both in tests/services/slurm.
+declare -A ONCE=(
+  [trixie]="scratch test_reaper.py test_identity.py test_freeze.py test_blame.py test_vault_failover.py test_canary.py test_place.py test_doctor.py test_cloud_nodes.py test_from_nothing.py"
+  [sid]="test_head_reaper.py test_role_loss.py test_selectors.py test_two_heads.py test_segments.py test_mounts.py test_break_glass.py test_revoke.py test_many.py test_soak.py test_hookd.py test_explain.py test_faults.py"
+)
 run() { echo "== $*"; }
+declare -A pids
+start() {  # name, command: in the background, with its words kept
+  mkdir -p build
+  "${@:2}" > "build/$1.log" 2>&1 &
+  pids[$1]=$!
+}
+finish() {  # name, title, what not to show: wait for it, and show its words; 5 is pytest's for no test of the name in ARGS
+  local status=0
+  wait "${pids[$1]}" || status=$?
+  [ $status = 0 ] || [ $status = 5 -a -n "$ARGS" ] || failed=1
+  run "$2"
+  if [ -n "${3:-}" ]; then grep -v "$3" "build/$1.log"; else cat "build/$1.log"; fi
+}
 
 case $kind in
 unit)
-  for suite in "${@:-trixie sid}"; do
-    for s in $suite; do
-      run "unit tests on $s"
-      "$here/chroot.sh" "$s" sh -c "cd /src && exec python3 -m pytest tests/unit -p no:cacheprovider -q $ARGS" || failed=1
-    done
+  for s in ${@:-trixie sid}; do
+    # the linters are of one release everywhere: with the newest Python and with this machine's is enough
+    linters=
+    [ "$s" != trixie ] || linters=--ignore=tests/unit/test_linters.py
+    start "unit-$s" "$here/chroot.sh" "$s" sh -c "cd /src && exec python3 -m pytest tests/unit -p no:cacheprovider -q $linters $ARGS"
   done
   if python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-    run "unit tests on this machine's $(python3 --version)"
     # the filter's tests run in a real Lua; the two roots have it
     lua5.1 -e 'require "socket.unix"' 2>/dev/null || {
       apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends lua5.1 lua-socket
@@ -31,8 +49,10 @@ unit)
       rm -rf "$venv"
       python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --require-hashes -r requirements/test.lock && : > "$venv/.complete"
     fi
-    PYTHONPYCACHEPREFIX=/tmp/secure-slurm-pyc "$venv/bin/python" -m pytest tests/unit -p no:cacheprovider -q $ARGS || failed=1
+    start unit-here env PYTHONPYCACHEPREFIX=/tmp/secure-slurm-pyc "$venv/bin/python" -m pytest tests/unit -p no:cacheprovider -q $ARGS
   fi
+  for s in ${@:-trixie sid}; do finish "unit-$s" "unit tests on $s"; done
+  [ -z "${pids[unit-here]:-}" ] || finish unit-here "unit tests on this machine's $(python3 --version)"
   ;;
 policy)
   mkdir -p build
@@ -47,24 +67,69 @@ policy)
   sed -n '$s/^\([0-9][0-9]*\) tests collected.*/\1/p' "$top/build/policy-tests.txt"
   ;;
 services)
-  run "service tests on trixie: OpenBao, slapd, Samba AD, slurmctld, nftables, slurmdbd"
-  "$here/chroot.sh" trixie sh -c "cd /src && exec python3 -m pytest tests/services -p no:cacheprovider -q $ARGS" || failed=1
-  run "service tests on sid: OpenBao, slapd, slurmctld, slurmdbd"
-  "$here/chroot.sh" sid sh -c "cd /src && exec python3 -m pytest tests/services/vault tests/services/imds tests/services/ldap tests/services/slurm tests/services/slurmdbd -p no:cacheprovider -q $ARGS" || failed=1
+  # Each in network and process namespaces of its own. LDAP before Vault: the readers of a directory get a limit of memory, and
+  # inherit what the many threads of the tests of Vault have mapped. What packages of their own are needed for is built meanwhile.
+  services() { echo "cd /src && exec python3 -m pytest $* -p no:cacheprovider -q $ARGS"; }
+  apart="bundle cloudformation parallelcluster slurm slurmdbd"
+  start services-trixie "$here/chroot.sh" trixie sh -c "$(services tests/services $(printf -- '--ignore=tests/services/%s ' $apart))"
+  start services-slurm "$here/chroot.sh" trixie sh -c "$(services tests/services/slurm tests/services/slurmdbd)"
+  # beside the other Slurm what is asked of Slurm, and EVERYTHING=1 the rest
+  start services-sid "$here/chroot.sh" sid sh -c "$(services $(printf 'tests/services/%s ' ${EVERYTHING:+imds ldap vault} slurm slurmdbd))"
+  start services-parallelcluster env WITH=parallelcluster "$here/chroot.sh" trixie sh -c "$(services tests/services/parallelcluster)"
+  start services-cloudformation env WITH=cloudformation "$here/chroot.sh" trixie sh -c "$(services tests/services/cloudformation)"
+  start services-bundle "$here/bundle.sh" -q $ARGS
+  finish services-trixie "service tests on trixie: OpenBao, slapd, Samba AD, nftables"
+  finish services-slurm "service tests on trixie: slurmctld, slurmdbd"
+  finish services-sid "service tests on sid: slurmctld, slurmdbd"
+  finish services-parallelcluster "ParallelCluster's own schema and validators"
+  finish services-cloudformation "service tests of the CloudFormation templates: cfn-lint, OpenBao"
+  finish services-bundle "the offline bundle on Debian 12 and 13, without a route"
   ;;
 cluster)
-  # two guests of one processor each, side by side: this machine class has two
+  BINDS=$("$here/offer.sh") || exit 1
+  export BINDS
+  # Three clusters for each Slurm, side by side: they wait more than they work. More of them are no faster on two processors. Those of
+  # one Slurm share its modules (tests/cluster/conftest.py), so whatever is named nowhere runs all the same.
+  memory=$(awk '/^MemAvailable/ {print $2}' /proc/meminfo)
+  guests=${GUESTS:-$((memory / 1250000 / $#))}
+  guests=$((guests < 1 ? 1 : guests > 3 ? 3 : guests))
+  for s in "$@"; do
+    what=tests/cluster
+    for other in "$@"; do
+      [ "$other" = "$s" ] || [ -n "${EVERYTHING:-}" ] || for name in ${ONCE[$other]:-}; do what+=,--ignore=tests/cluster/$name; done
+    done
+    rm -rf "build/$s-shared"; mkdir -p "build/$s-shared"
+    for ((n = 1; n <= guests; n++)); do
+      start "cluster-$s-$n" env LIMIT=$((1500 + 4500 / guests)) "OUT=$top/build/$s-$n" "SHARED=$top/build/$s-shared" \
+        "$here/uml.sh" "$s" pytest "CI_RUN=${CI:-}" "ARGS=$what,-q,--color=no${ARGS:+,${ARGS// /,}}"
+    done
+    # the units, under a real systemd: its version is Debian's and not Slurm's, so beside one of them
+    [ "$s" != trixie ] || start cluster-units env LIMIT=1200 OUT="$top/build/trixie-units" "$here/uml.sh" trixie systemd \
+      "CI_RUN=${CI:-}" "ARGS=tests/systemd,-q,--color=no${ARGS:+,${ARGS// /,}}"
+  done
+  [ -z "${pids[cluster-units]:-}" ] || finish cluster-units "the units, in a guest whose init is systemd" '^sysrq:\|^reboot:'
+  for s in "$@"; do
+    for ((n = 1; n <= guests; n++)); do finish "cluster-$s-$n" "cluster tests on $s, $n of $guests" '^sysrq:\|^reboot:'; done
+  done
+  ;;
+faults|soak)
+  # the guests share the work; what they say is shown as it comes
   mkdir -p build
-  declare -A pids
-  for s in "$@"; do
-    "$here/uml.sh" "$s" pytest "CI_RUN=${CI:-}" "ARGS=tests/cluster,-q,--color=no${ARGS:+,${ARGS// /,}}" > "build/cluster-$s.log" 2>&1 &
-    pids[$s]=$!
+  rm -rf build/"$kind"-*/ "build/$kind.json"
+  part=0 parts=$(($# * ${GUESTS:-1}))
+  jobs=${SOAK_JOBS:-1000}
+  for s in $(for ((n = 0; n < ${GUESTS:-1}; n++)); do echo "$@"; done); do
+    part=$((part + 1))
+    case $kind in
+    faults) words=("FAULTS=${FAULTS:-all}" "FAULTS_PART=$part/$parts") ;;
+    soak) words=("SOAK_JOBS=$((jobs * part / parts - jobs * (part - 1) / parts))" ${SOAK_SEED:+"SOAK_SEED=$((SOAK_SEED + part))"}) ;;
+    esac
+    LIMIT=${LIMIT:-14400} OUT=$top/build/$kind-$s-$part "$here/uml.sh" "$s" pytest "CI_RUN=${CI:-}" "${words[@]}" \
+      "ARGS=tests/cluster/test_$kind.py,-q,--tb=short,--color=no" 2>&1 | tee "build/$kind-$s-$part.log" | sed -u "s/^/$s $part: /" &
+    pids[$part]=$!
   done
-  for s in "$@"; do
-    wait "${pids[$s]}" || failed=1
-    run "cluster tests on $s ($(grep -o 'slurm-wlm [0-9.]*' "build/cluster-$s.log" | head -n 1))"
-    grep -v '^sysrq:\|^reboot:' "build/cluster-$s.log"
-  done
+  for ((n = 1; n <= parts; n++)); do wait "${pids[$n]}" || failed=1; done
+  PYTHONDONTWRITEBYTECODE=1 python3 -m tests.faults.join "build/$kind.json" build/"$kind"-*/"$kind.json" || failed=1
   ;;
 bench)
   mkdir -p build/bench
@@ -75,6 +140,8 @@ bench)
     exec python3 -m bench.submission /out/submission.json' || failed=1
   run "scratch, in the guest"
   OUT=$top/build/bench MEM=6G "$here/uml.sh" trixie bench || failed=1
+  run "revocation, in the guest"
+  OUT=$top/build/bench "$here/uml.sh" trixie bench_revocation || failed=1
   run "together: build/bench.json"
   PYTHONDONTWRITEBYTECODE=1 python3 -m bench.join build/bench build/bench.json || failed=1
   ;;

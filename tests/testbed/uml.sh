@@ -2,7 +2,8 @@
 # uml.sh SUITE TASK [NAME=VALUE...]: boot a user-mode Linux guest from the suite's root and run guest/TASK.sh in it.
 # The checkout is /src in the guest (read-only), $OUT is /out. The result is what the guest wrote to /out/rc: the
 # kernel's own exit status says nothing. A missing result is a failure.
-# TTY=1: the guest's console is this terminal.  MEM=4G  LIMIT=1500 (seconds)
+# TTY=1: the guest's console is this terminal.  MEM=4G  LIMIT=1500 (seconds)  SHARED=FOLDER: is /out/shared in the guest,
+# and in others that get the same one.  BINDS="FROM:/mnt/NAME ...": more folders, read-only.
 set -euo pipefail
 suite=$1 task=$2; shift 2
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -10,7 +11,7 @@ top=$(cd "$here/../.." && pwd)
 root=$("$here/root.sh" "$suite")
 out=${OUT:-$top/build/$suite}
 mkdir -p "$out"; rm -f "$out/rc"
-export ROOT=$root SRC=$top OUT_DIR=$out
+export ROOT=$root SRC=$top OUT_DIR=$out SHARED=${SHARED:-} BINDS=${BINDS:-}
 console=null,fd:1 foreground=
 [ -n "${TTY:-}" ] && { console=fd:0,fd:1; foreground=--foreground; }
 timeout $foreground -k 5 "${LIMIT:-1500}" unshare -m -p -f --propagation private --kill-child bash -euc '
@@ -19,6 +20,11 @@ timeout $foreground -k 5 "${LIMIT:-1500}" unshare -m -p -f --propagation private
   mount -t tmpfs tmpfs "$ROOT/tmp"; mount --bind /dev/pts "$ROOT/dev/pts"
   mount --bind "$SRC" "$ROOT/src"; mount -o remount,bind,ro "$ROOT/src"
   mount --bind "$OUT_DIR" "$ROOT/out"
+  mount -t tmpfs tmpfs "$ROOT/mnt"
+  for pair in ${BINDS:-}; do
+    mkdir -p "$ROOT${pair#*:}"; mount --bind "${pair%%:*}" "$ROOT${pair#*:}"; mount -o remount,bind,ro "$ROOT${pair#*:}"
+  done
+  [ -z "$SHARED" ] || { mkdir -p "$ROOT/out/shared"; mount --bind "$SHARED" "$ROOT/out/shared"; }
   exec env -i HOME=/tmp TMPDIR=/dev/shm PATH=/usr/sbin:/usr/bin:/sbin:/bin TERM="${TERM:-dumb}" chroot "$ROOT" linux.uml "$@"
 ' _ mem="${MEM:-4G}" root=/dev/root rootfstype=hostfs rootflags=/ ro init=/bin/sh seccomp=on con=null con0="$console" quiet \
   TASK="$task" "$@" -- /src/tests/testbed/guest/stage1.sh || true

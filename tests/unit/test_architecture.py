@@ -36,6 +36,8 @@ ROOT_HOOKS = [
     "slurm_hooks.epilog",
     "slurm_hooks.prolog_slurmctld",
     "slurm_hooks.epilog_slurmctld",
+    "slurm_hooks.reaper",
+    "slurm_hooks.privatetmp",
     "audit.chain",
     "audit.events",
     "conf.errors",
@@ -45,6 +47,8 @@ ROOT_HOOKS = [
     "keys.process",
     "keys.secret",
     "slurm_hooks.wire",
+    "slurm_hooks.handd",
+    "slurm_hooks.hookd",
     "submit.main",
 ]
 HEAVY = {"asyncio", "logging", "dataclasses", "pathlib", "inspect", "argparse", "http", "ssl", "unittest", "difflib"}
@@ -57,7 +61,10 @@ ONE_DOOR = {
     "rich": {"admin.output"},
     "yaml": {"conf.yamlmarks"},
     "http": {"keys.imds"},
-    "cryptography": {"keys.place_ec2", "keys.place_manifest", "admin.vault_init"},
+    "cryptography": {
+        *("keys.place_ec2", "keys.place_manifest", "keys.certificate", "keys.nodecert", "keys.vault_jwt"),
+        *("admin.vault_init", "admin.doctor.doors_files"),
+    },
     "pickle": set(),
     "shelve": set(),
     "marshal": set(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 from collections.abc import Iterator
@@ -25,7 +26,9 @@ RULE = re.compile(r"[a-z]+\.[a-z]+(?:[-_][a-z]+)*")
 # the two vocabularies share a form; these words are in both
 RULES_AND_EVENTS = {"vault.login"}
 # of the same form and neither: files and programs, and fields of a request
-NO_RULES = {"mkfs.xfs", "hooks.json", "hooks.sh", "policy.yaml", "head.hcl", "node.hcl"}
+NO_RULES = {"mkfs.xfs", "cgroup.procs", "hooks.json", "hooks.sh", "policy.yaml", "head.hcl", "node.hcl"}
+NO_RULES |= {"enrol.hcl", "amazonaws.com", "amazonaws.eu"}
+NO_RULES |= {"hand.sock", "hand.json", "slurmstepd.scope", "ecr.api", "ecr.dkr", "child.py"}
 FIELDS = ("rec.", "env.", "job.")
 
 
@@ -128,6 +131,62 @@ def test_every_configuration_key_is_explained_and_no_other() -> None:
 @pytest.mark.parametrize("name", list(main.COMMANDS))
 def test_every_command_is_named(name: str) -> None:
     assert f"secure-slurm {name}" in (DOCS / "admin.md").read_text(encoding="utf-8")
+
+
+def commands_in(page: Path) -> Iterator[list[str]]:
+    """The words after each ``secure-slurm`` that a page has somebody type, in a block or between backquotes."""
+    text = page.read_text(encoding="utf-8")
+    blocks = "".join(line for line in text.splitlines(keepends=True) if line.startswith("    "))
+    blocks = re.sub(r"\\\n\s*", " ", blocks)
+    # a usage line is argparse's own, and goes on behind its brackets
+    typed = [line for line in blocks.splitlines() if "usage: " not in line]
+    typed += [each.replace("\n", " ") for each in re.findall(r"`(secure-slurm [^`]+)`", text)]
+    for line in typed:
+        for part in re.split(r"&&|\|\||[;|]| #| →|\$\(", line):
+            found = re.match(r"\s*(?:\w*[#$] )?(?:\S*/)?secure-slurm (?=[a-z-])(.*)", part)
+            if found and not found[1].startswith("certificate of destruction"):
+                yield found[1].replace("'", " ").replace('"', " ").split()
+
+
+def judged(words: list[str]) -> str:
+    """Why the command as it is has no such words; empty: it has."""
+    parser = main._parser(words)
+    while words:
+        word, *words = words
+        name = word.partition("=")[0]
+        if name.startswith("-") and name != "--":
+            action = parser._option_string_actions.get(name)
+            if action is None:
+                return f"{parser.prog} has no {name}"
+            if action.nargs != 0 and "=" not in word:
+                words = words[1:]
+            continue
+        chooser = next((each for each in parser._actions if isinstance(each, argparse._SubParsersAction)), None)
+        if chooser is None:
+            # what comes behind a command of its own (explain -- …) is not ours to judge
+            words = [] if word == "--" else words
+        elif word in chooser.choices:
+            parser = chooser.choices[word]
+        else:
+            return f"{parser.prog} has no {word}" if re.fullmatch(r"[a-z][a-z-]+", word) else ""
+    return ""
+
+
+# what a changelog tells of is as it was then
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_every_command_that_a_page_tells_is_there_with_its_options(page: Path) -> None:
+    wrong = {f"secure-slurm {' '.join(words)}": why for words in commands_in(page) if (why := judged(list(words)))}
+    assert not wrong
+
+
+def test_the_search_for_commands_finds_them_and_what_is_wrong_with_them() -> None:
+    assert len(list(commands_in(DOCS / "parallelcluster.md"))) > 12
+    assert judged(["node", "enroll"])
+    assert judged(["node", "enrol", "--for", "1"])
+    assert judged(["vpc-check", "x.yaml"])
+    assert not judged(["--config", "x.yaml", "parallelcluster", "check", "y.yaml", "--strict"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -7,7 +7,9 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -434,6 +436,22 @@ class TestOtherNamespaces:
         assert ended(process)
         assert report.gone
 
+    def test_a_namespace_that_only_a_file_keeps_is_named_and_the_key_is_gone(self, node: Any, base: Path) -> None:
+        """No process to be found, and a copy that removing the mount point does not reach."""
+        info = node.open()
+        kept, data = base / "kept", base / "data"
+        kept.touch()
+        data.mkdir()
+        run([program("mount"), "--make-private", str(base)], timeout=20)
+        words = [*UNSHARE[:1], f"--mount={kept}", *UNSHARE[2:], program("mount"), "--bind", info.path, str(data)]
+        run(words, timeout=20)
+        with pytest.raises(ScratchLeft, match="its key has been wiped") as caught:
+            node.close(patience=4.0)
+        assert caught.value.report.holders == [f"namespace kept by {kept} (mounted in it)"]
+        assert node.table().split()[2] == "error"
+        run([program("umount"), str(kept)], timeout=20)
+        assert node.close().gone
+
     def test_from_another_namespace_than_the_mounts(self, node: Any, in_child: Any) -> None:
         """A reaper that runs as a service does not see slurmd's mount; removing the mount point takes it off there."""
         import ctypes
@@ -447,6 +465,70 @@ class TestOtherNamespaces:
         assert in_child(set_up_apart) == 0
         assert crypt.find(node.names.mapper) is None or not [m for m in mounts() if m.point == node.names.mount_point]
         report = node.close()
+        assert report.gone
+
+
+class TestDeadServer:
+    """A file system whose server does not answer any more, as NFS or FUSE: whoever looks at it waits."""
+
+    @pytest.fixture
+    def dead(self, node: Any) -> Iterator[Callable[[Path], None]]:
+        """Mounts one, and stops its server when told; it goes on at the end."""
+        servers: list[tuple[Path, subprocess.Popen[str]]] = []
+
+        def mount(point: Path) -> Callable[[], None]:
+            subprocess.run(["modprobe", "fuse"], check=False)
+            words = ["-m", "tests.testbed.fuse", str(point), "dead", "fuse.dead", f"rw:{node.uid}"]
+            server = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True)
+            servers.append((point, server))
+            assert server.stdout is not None
+            assert server.stdout.readline() == "mounted\n"
+            return lambda: server.send_signal(signal.SIGSTOP)
+
+        yield mount
+        for point, server in servers:
+            server.kill()
+            server.wait()
+            # where a bystander is still in it, the folder it is on must go all the same
+            subprocess.run(["umount", "--lazy", str(point)], check=False, capture_output=True)
+
+    def test_inside_the_scratch_with_the_jobs_process_in_it(self, node: Any, hold: Any, dead: Any) -> None:
+        info = node.open()
+        inner = Path(info.path) / "inner"
+        inner.mkdir()
+        stop = dead(inner)
+        inside, other = hold("pass", cwd=str(inner)), hold("pass", cwd=info.path)
+        stop()
+        report = node.close(uid=node.uid)
+        assert ended(inside)
+        assert ended(other)
+        assert report.gone
+        assert report.wiped
+
+    def test_elsewhere_with_a_process_that_holds_both(self, node: Any, hold: Any, dead: Any, base: Path) -> None:
+        """Its file there is asked about before the one on the scratch, and never answers."""
+        info = node.open()
+        elsewhere = base / "dead"
+        elsewhere.mkdir()
+        stop = dead(elsewhere)
+        code = f"f = open({info.path!r} + '/data', 'w')"
+        process, other = hold(code, cwd=str(elsewhere)), hold("pass", cwd=info.path)
+        stop()
+        report = node.close(uid=node.uid)
+        assert ended(process)
+        assert ended(other)
+        assert report.gone
+
+    def test_a_bystander_on_it_lives_on(self, node: Any, hold: Any, dead: Any, base: Path) -> None:
+        info = node.open()
+        elsewhere = base / "dead"
+        elsewhere.mkdir()
+        stop = dead(elsewhere)
+        bystander, holder = hold("pass", cwd=str(elsewhere)), hold("pass", cwd=info.path)
+        stop()
+        report = node.close(uid=node.uid)
+        assert ended(holder)
+        assert bystander.poll() is None
         assert report.gone
 
 

@@ -151,7 +151,9 @@ class Filtered(Controller):
         log = Path("/var/log/slurm/decisiond.log").open("wb")  # noqa: SIM115  the daemon's, for as long as it runs
         argv = [sys.executable, "-m", "slurm_hooks.decisiond", f"--config={ETC}/secure-slurm.yaml"]
         self._daemon = subprocess.Popen(
-            [*argv, f"--policy={ETC}/policy.yaml", "--snapshot-user=root"], stdout=log, stderr=log
+            [*argv, f"--policy={ETC}/policy.yaml", "--snapshot-user=root", "--lifecycle-user=root"],
+            stdout=log,
+            stderr=log,
         )
         until(lambda: self._daemon.poll() is not None or (RUN / "decide.sock").exists(), "the decision daemon")
         if self._daemon.poll() is not None:

@@ -179,18 +179,6 @@ def test_a_heterogeneous_job(desk: Desk) -> None:
     assert desk.ask(*SECURED, ":", *SECURED)[1] == "route.het"
 
 
-def test_a_scrontab(desk: Desk) -> None:
-    line = f"#SCRON --extra={TAG}\n#SCRON --chdir=/data/phi -t 5\n@daily true\n"
-    done = subprocess.run(
-        ["runuser", "-u", "alice", "--", "scrontab", "-"], input=line, capture_output=True, text=True, check=False
-    )
-    listed = subprocess.run(["squeue", "-h", "-u", "alice", "-o", "%j %k"], capture_output=True, text=True, check=True)
-
-    # ScronParameters=enable is not set everywhere; where it is, the filter says no
-    assert done.returncode
-    assert "cron" not in listed.stdout
-
-
 @pytest.mark.parametrize("tool", ["srun", "salloc"])
 def test_what_waits_for_its_nodes_is_judged_as_well(desk: Desk, tool: str) -> None:
     words = [word for word in SECURED if word != "--hold"]
@@ -207,5 +195,6 @@ def test_the_limits_that_nobody_named(desk: Desk) -> None:
     kept = desk.facts(said)
 
     assert rule is None
-    assert kept["NumNodes"].split("-")[-1] in {"1", "3"}
+    # one task, so one node of the three that its class may have
+    assert kept["NumNodes"] in {"1", "1-1"}
     assert desk.ask(*(word for word in SECURED if not word.startswith("--time")))[1] == "limit.time"

@@ -144,6 +144,28 @@ def test_names_that_differ_in_case_alone_are_one_node_to_vault(own_world: World)
         assert len(capital.data_key(grant.key)[0]) == 64
 
 
+def test_a_key_is_locked_and_unlocked(made: list[Grant], head: VaultHead, n1: VaultNode) -> None:
+    """The job is frozen: its node gets nothing for the wrapped key that it has kept, until the head node says so."""
+    key = made[0].key
+    secret, wrapped = n1.data_key(key)
+    for _ in range(2):
+        for _ in range(2):
+            head.lock_key(key)
+        with pytest.raises(VaultError, match="its job is frozen"):
+            n1.unwrap(key, wrapped)
+        for _ in range(2):
+            head.unlock_key(key)
+        assert bytes(n1.unwrap(key, wrapped).reveal()) == bytes(secret.reveal())
+    # locked or not, it can be deleted; and what is gone can be neither
+    head.lock_key(key)
+    assert all(one.done for one in lifecycle_keys.destroy(head, made[0].job, ["n1", "n2"]))
+    for act in (head.lock_key, head.unlock_key):
+        with pytest.raises(VaultNotFound):
+            act(key)
+    with pytest.raises(VaultNotFound):
+        n1.unwrap(key, wrapped)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [
@@ -151,6 +173,8 @@ def test_names_that_differ_in_case_alone_are_one_node_to_vault(own_world: World)
         ("delete", "{transit}/keys/{key}", {}),
         ("post", "{transit}/keys/{key}", {"type": "aes256-gcm96"}),
         ("post", "{transit}/keys/{key}/config", {"deletion_allowed": True}),
+        ("post", "{transit}/keys/{key}/config", {"min_decryption_version": "1"}),
+        ("post", "{transit}/keys/{key}/rotate", {}),
         ("post", "{transit}/encrypt/{key}", {"plaintext": "YQ=="}),
         ("post", "{transit}/datakey/wrapped/{key}", {"bits": 512}),
         ("post", "{transit}/datakey/plaintext/{key}", {"bits": 512, "context": "YQ=="}),
@@ -185,6 +209,12 @@ def test_a_node_can_do_nothing_else_with_its_own(
         ("post", "keys/{key}/config", {"allow_plaintext_backup": True}),
         ("post", "keys/{key}/config", {"deletion_allowed": True, "exportable": True}),
         ("post", "keys/{key}/config", {"deletion_allowed": False}),
+        ("post", "keys/{key}/config", {"min_decryption_version": "3"}),
+        ("post", "keys/{key}/config", {"min_decryption_version": "0"}),
+        ("post", "keys/{key}/config", {"min_encryption_version": "1"}),
+        ("post", "keys/{key}/config", {"auto_rotate_period": "1h"}),
+        ("post", "keys/{key}/trim", {"min_available_version": "2"}),
+        ("post", "keys/secure-slurm-certificates/rotate", {}),
         ("post", "keys/{new}", {"exportable": True}),
         ("post", "keys/{new}", {"allow_plaintext_backup": True}),
         ("post", "keys/{new}", {"type": "aes256-gcm96", "exportable": "true"}),

@@ -1,5 +1,5 @@
 #!/bin/sh
-# node.sh NODE [slurmd options]: one "node": a slurmd and its node daemon in a mount and UTS namespace of their own (unshare -m -u), so that
+# node.sh NODE [slurmd options]: one "node": a slurmd, its node daemon, its hand and its hook server in a mount and UTS namespace of their own (unshare -m -u), so that
 # four of them on one kernel share neither mounts nor scratch folders. Mapper names and loop devices stay common.
 set -eu
 node=$1
@@ -11,7 +11,10 @@ mount -o remount,bind,ro /out
 mkdir -m 700 -p /var/lib/secure-slurm/scratch-"$node"
 mount --bind /var/lib/secure-slurm/scratch-"$node" /var/lib/secure-slurm/scratch
 mount --bind /etc/secure-slurm/places/"$node" /etc/secure-slurm/place
-setpriv --reuid secure-node --regid secure-node --clear-groups --inh-caps=-all --bounding-set=-all \
-  env -i PATH=/usr/bin:/bin LC_ALL=C.UTF-8 /opt/secure-slurm/bin/secure-slurm-noded --node "$node" \
-  >> /var/log/noded-"$node".log 2>&1 &
+# a node that was rebooted (tests/faults/bed.py): the kernel below is the same, its boot is not
+[ ! -e /run/testbed/boot-"$node" ] || mount --bind /run/testbed/boot-"$node" /proc/sys/kernel/random/boot_id
+here=$(dirname "$0")
+sh "$here/node_daemon.sh" "$node" hand
+sh "$here/node_daemon.sh" "$node" daemon
+sh "$here/node_daemon.sh" "$node" hooks
 exec slurmd "$@" -N "$node"

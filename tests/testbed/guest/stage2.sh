@@ -7,6 +7,7 @@ mount -t tmpfs -o mode=755 tmpfs /run; mkdir -m 1777 -p /run/lock; mount -t tmpf
 mkdir -p /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup
 V=$(uname -r); mkdir -p /lib/modules/$V; mount --bind /usr/lib/uml/modules/$V /lib/modules/$V
 modprobe -a loop dm_mod dm_crypt xts dummy 2>/dev/null || { depmod -a; modprobe -a loop dm_mod dm_crypt xts dummy; }
+echo '|/bin/false' > /proc/sys/kernel/core_pattern
 ip link set lo up; ip link add dummy0 type dummy; ip addr add 10.99.0.1/24 dev dummy0; ip link set dummy0 up
 ln -sf /proc/self/fd /dev/fd; ln -sf fd/0 /dev/stdin; ln -sf fd/1 /dev/stdout; ln -sf fd/2 /dev/stderr
 hostname head

@@ -15,7 +15,7 @@ from conf.policy import load_policy
 MACHINE = {"slurm": "24.11.5", "python": "3.13.5", "cores": 2, "kernel": "6.12"}
 PAIR = {"pairs": 12, "ours_ms": 2.0, "base_ms": 1.0, "ratio": 2.0, "pair_ratio_p25": 1.5, "pair_ratio_p75": 2.5}
 TIMES = {"n": 10, "p50": 1.0, "p99": 2.0, "max": 3.0}
-STUB = dict.fromkeys(("stub", "sh", "python", "python_with_imports"), PAIR)
+STUB = dict.fromkeys(("stub", "epilog_stub", "sh", "python", "python_with_imports"), PAIR)
 RATE = {"per_second": 90.0, "ratio_to_plain": 0.9, "batches": 10, "head_node_ms_per_job": 1.0}
 SUBMISSION = {
     **MACHINE,
@@ -38,7 +38,15 @@ SIZE = {
     "prolog": {"hook": PAIR, "open_scratch": PAIR, "node_daemon_ms": TIMES, "python_with_imports_ms": TIMES},
     "epilog": {"hook": PAIR, "close_scratch": PAIR},
 }
-SCRATCH = {**MACHINE, "cores": 1, "sizes": {"100M": SIZE, "100G": SIZE}, "stub": STUB}
+SCRATCH = {**MACHINE, "cores": 1, "sizes": {"100M": SIZE, "1T": SIZE}, "stub": STUB}
+
+SECONDS = {"p50": 0.2, "max": 0.4, "runs": 10}
+REVOCATION = {
+    **MACHINE,
+    "cores": 1,
+    "seconds": {"revoke": {"blocked": SECONDS}, "freeze": {"blocked": SECONDS, "resumed": SECONDS}},
+    "targets": {"revoke blocked": {"target": 1.0, "reached": 0.4, "met": True}},
+}
 
 
 def run_join(folder: Path, **parts: dict[str, Any]) -> int:
@@ -49,15 +57,18 @@ def run_join(folder: Path, **parts: dict[str, Any]) -> int:
 
 def test_a_missing_part_is_no_result(tmp_path: Path) -> None:
     assert run_join(tmp_path, submission=SUBMISSION) == 1
+    assert run_join(tmp_path, submission=SUBMISSION, scratch=SCRATCH) == 1
     assert not (tmp_path / "bench.json").exists()
 
 
 def test_parts_of_different_versions_are_not_joined(tmp_path: Path) -> None:
-    assert run_join(tmp_path, submission=SUBMISSION, scratch={**SCRATCH, "slurm": "26.05.5"}) == 1
+    parts = {"submission": SUBMISSION, "scratch": SCRATCH, "revocation": REVOCATION}
+    for name in ("scratch", "revocation"):
+        assert run_join(tmp_path, **{**parts, name: {**parts[name], "slurm": "26.05.5"}}) == 1
 
 
 def test_the_whole_names_machine_and_date_and_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_join(tmp_path, submission=SUBMISSION, scratch=SCRATCH) == 0
+    assert run_join(tmp_path, submission=SUBMISSION, scratch=SCRATCH, revocation=REVOCATION) == 0
     result = json.loads((tmp_path / "bench.json").read_text())
     assert {name: result[name] for name in ("slurm", "python", "cores")} == {
         "slurm": "24.11.5",
@@ -65,7 +76,9 @@ def test_the_whole_names_machine_and_date_and_is_shown(tmp_path: Path, capsys: p
         "cores": 2,
     }
     assert result["date"].startswith("20")
-    assert "100G Prolog, whole" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1T Prolog, whole" in said
+    assert "freeze: until it writes again, from the start of resume" in said
 
 
 def test_percentiles_are_values_that_were_seen() -> None:
