@@ -26,6 +26,7 @@ from tests.testbed.people import ClusterError
 PROMISED = 60
 LOOKS = 45
 STATE = Path("/var/lib/secure-slurm/lifecycle")
+SPOOL = "/var/spool/slurmctld"
 NEVER = "#!/bin/sh\nexit 0\n"
 KILLED = "#!/bin/sh\nkill -9 $$\n"
 
@@ -129,6 +130,26 @@ def test_a_job_that_slurm_has_forgotten_where_it_hides_jobs(clean: Cluster) -> N
     gone(clean, over)
 
 
+def saved(cluster: Cluster) -> None:
+    """Until slurmctld would start again with what it knows now, wherever in its work a crash meets it.
+
+    It saves some seconds after a change, all jobs at once; a crash while it renames leaves the save before that. A job
+    that came after all else must be in both.
+    """
+    marker = f"saved-{time.monotonic_ns()}"
+    job = cluster.submit("alice", "--hold", "-J", marker, "--wrap=true", command="sbatch")
+
+    def has(name: str) -> bool:
+        try:
+            return marker.encode() in Path(SPOOL, name).read_bytes()
+        except FileNotFoundError:
+            return False
+
+    cluster.until(lambda: has("job_state"), "slurmctld to save its state")
+    cluster.command(["scancel", str(job)])
+    cluster.until(lambda: has("job_state.old") and not Path(SPOOL, "job_state.new").exists(), "its next save")
+
+
 def slurmctld(cluster: Cluster, *, kill: bool) -> None:
     """Start it, or kill it as a crash does."""
     if kill:
@@ -148,8 +169,8 @@ def test_a_running_job_is_left_alone_while_slurmctld_is_away_and_restarts(clean:
         assert (clean.vault_keys(job), clean.vault_grants(job)) == (keys, grants)
         assert (STATE / "running" / str(job)).exists()
 
-    # slurmctld saves its state now and then: killed before that, it would start the job once more
-    looked(clean, 20)
+    # killed before it has saved that the job runs, it would start it once more
+    saved(clean)
     slurmctld(clean, kill=True)
     looked(clean, LOOKS)
     untouched()
@@ -169,15 +190,15 @@ def test_a_running_job_is_left_alone_while_slurmctld_is_away_and_restarts(clean:
 
 def test_a_state_that_was_restored_and_is_older_than_the_job(clean: Cluster) -> None:
     """Nothing that it does not know is destroyed, until it gives the number again: then that start closes it."""
-    spool = "/var/spool/slurmctld"
+    saved(clean)
     slurmctld(clean, kill=True)
-    clean.command(["cp", "-a", spool, "/tmp/older"])
+    clean.command(["cp", "-a", SPOOL, "/tmp/older"])
     slurmctld(clean, kill=False)
     clean.wait_idle()
     job = running(clean, "--wrap=sleep 600")
     (key,) = clean.vault_keys(job)
     slurmctld(clean, kill=True)
-    clean.command(["sh", "-c", f"rm -rf {spool}/* && cp -a /tmp/older/. {spool}/"])
+    clean.command(["sh", "-c", f"rm -rf {SPOOL}/* && cp -a /tmp/older/. {SPOOL}/"])
     slurmctld(clean, kill=False)
     assert clean.state(job) == ""
     looked(clean, 60 + LOOKS)
