@@ -13,6 +13,7 @@ Standard library only (root hooks import it under ``python3 -IS``).
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -26,6 +27,9 @@ SCONTROL_TIMEOUT = 10.0
 """Seconds for one Slurm command; three of them fit into the Prolog's budget."""
 PATIENCE, PAUSE = 3.0, 0.5
 """Seconds: from then on a reason that slurmctld refuses is not tried again; and between two tries."""
+LEAST_TRIES = 3
+"""As many there are all the same where one try alone took that long, as on a machine that stood still; within
+``SCONTROL_TIMEOUT`` together."""
 REASON_LIMIT = 400
 ANSWER_LIMIT = 64 * 1024 * 1024
 """Bytes of slurmctld's JSON about one job. One task of an array has the array's own id, and asking for that gives every
@@ -103,15 +107,17 @@ def put_back(slurm_bin: str, job: int, reason: str, *, tried: bool = True, outag
     return _send_back(slurm_bin, job, name, hold=word != tries.REQUEUED or not written)
 
 
-def note(slurm_bin: str, job: int, reason: str, word: str = tries.WAITING) -> None:
-    """Write behind the job's record what it waits for; what it is counted for stays. Failing to do so stops nothing."""
+def note(slurm_bin: str, job: int, reason: str, word: str = tries.WAITING) -> bool:
+    """Write behind the job's record what it waits for; what it is counted for stays. Whether that was written: failing
+    to do so stops nothing.
+    """
     try:
         facts = job_facts(slurm_bin, job)
     except SecureSlurmError:
-        return
+        return False
     comment, restarts = facts.get("admin_comment"), number(facts.get("restart_cnt"), 0)
     count = tries.so_far(tries.of_comment(comment), restarts)
-    _explain(slurm_bin, name_of(job, facts), comment, reason, tries.Mark(word, count, restarts, ""))
+    return _explain(slurm_bin, name_of(job, facts), comment, reason, tries.Mark(word, count, restarts, ""))
 
 
 def release(slurm_bin: str, job: int) -> bool:
@@ -225,7 +231,7 @@ def _explain(slurm_bin: str, name: str, comment: object, reason: str, mark: trie
     record = comment.split(" | ", 1)[0] if isinstance(comment, str) else ""
     value = f"{record} | {text}" if record else text
     began = time.monotonic()
-    while True:
+    for count in itertools.count(1):
         left = SCONTROL_TIMEOUT - (time.monotonic() - began)
         try:
             _slurm(f"{slurm_bin}/scontrol", "update", f"JobId={name}", f"AdminComment={value}", timeout=left)
@@ -234,8 +240,10 @@ def _explain(slurm_bin: str, name: str, comment: object, reason: str, mark: trie
             return False
         except SecureSlurmError:
             # our own filter refuses every change for as long as the decision daemon is late
-            if time.monotonic() - began >= PATIENCE:
-                return False
+            took = time.monotonic() - began
+            if (took >= PATIENCE and count >= LEAST_TRIES) or took + PAUSE >= SCONTROL_TIMEOUT:
+                break
             time.sleep(PAUSE)
         else:
             return True
+    return False

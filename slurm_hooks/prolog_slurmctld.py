@@ -68,8 +68,7 @@ def _try(config: dict[str, Any], job: HookJob, since: int) -> int:
         if rule == OUTAGE or time.monotonic() + pause + LAST_TRY > end:
             return _put_back(config, job, rule, failure, tried=tried)
         if not noted:
-            note(config["cluster"]["slurm_bin"], job.job, f"[{rule}] {failure}")
-            noted = True
+            noted = note(config["cluster"]["slurm_bin"], job.job, f"[{rule}] {failure}")
         say("prolog_slurmctld", f"job {job.job} waits: [{rule}] {failure}")
         time.sleep(pause)
         wait = min(wait * 2, MOST_WAIT)

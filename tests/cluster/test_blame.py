@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -32,6 +33,31 @@ def word(cluster: Cluster, job: int) -> str:
     return found.word if found else ""
 
 
+def wait_mark(cluster: Cluster, job: int, wanted: str) -> tries.Mark:
+    """The first mark with this word; the next start writes another."""
+    seen: list[tries.Mark | None] = []
+
+    def look() -> bool:
+        seen.append(mark(cluster, job))
+        return getattr(seen[-1], "word", "") == wanted
+
+    cluster.until(look, f"job {job} to be marked as {wanted}", PATIENCE)
+    assert seen[-1] is not None
+    return seen[-1]
+
+
+@contextlib.contextmanager
+def drained(cluster: Cluster, *nodes: str) -> Iterator[None]:
+    """What runs there goes on, and nothing begins."""
+    for node in nodes:
+        cluster.command(["scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=a test"])
+    try:
+        yield
+    finally:
+        for node in nodes:
+            cluster.command(["scontrol", "update", f"NodeName={node}", "State=RESUME"])
+
+
 def trail(cluster: Cluster, *words: str) -> list[dict[str, Any]]:
     return list(json.loads(cluster.tool("audit", "show", "--json", *words, settings.LOG).stdout))
 
@@ -59,15 +85,11 @@ def test_an_outage_of_vault_from_the_first_wait_to_the_release(clean: Cluster) -
         job = clean.submit("alice", *TAG, "--wrap=echo ran")
         clean.until(lambda: word(clean, job) == tries.WAITING, "it to wait in PrologSlurmctld", 60)
         assert "waits for a service" in why(clean, job)
-        clean.until(lambda: word(clean, job) == tries.REQUEUED, "it to be put back", PATIENCE)
-        found = mark(clean, job)
-        assert found is not None
+        found = wait_mark(clean, job, tries.REQUEUED)
         assert (found.tries, found.restarts) == (1, 0)
         assert "backend.unavailable" in found.text
-        clean.until(lambda: word(clean, job) == tries.WAITS, "the second start to fail", PATIENCE)
+        found = wait_mark(clean, job, tries.WAITS)
         clean.until(lambda: clean.job(job)["Priority"] == "0", "the hold", 30)
-        found = mark(clean, job)
-        assert found is not None
         assert (found.tries, found.restarts) == (2, 1)
         assert "it is released when the service is back" in why(clean, job)
         assert not Path(f"/home/alice/slurm-{job}.out").exists()
@@ -157,11 +179,12 @@ def test_vault_says_no_to_the_head_node(hurried: Cluster) -> None:
     clean.bao.request("PUT", f"sys/policies/acl/{name}", {"policy": 'path "x" { capabilities = ["deny"] }'})
     try:
         job = clean.submit("alice", *TAG, "--wrap=echo ran")
-        clean.until(lambda: word(clean, job) == tries.REQUEUED, "it to be put back", PATIENCE)
-        found = mark(clean, job)
-        assert found is not None
-        assert (found.tries, "permission denied" in found.text) == (1, True)
-        assert "back in the queue" in why(clean, job)
+        clean.until(lambda: word(clean, job) == tries.WAITING, "it to wait in PrologSlurmctld")
+        # with nowhere to start again, this stays its word
+        with drained(clean, "n1", "n2"):
+            found = wait_mark(clean, job, tries.REQUEUED)
+            assert (found.tries, "permission denied" in found.text) == (1, True)
+            assert "back in the queue" in why(clean, job)
     finally:
         clean.bao.request("PUT", f"sys/policies/acl/{name}", {"policy": before})
     completed(clean, job)
@@ -173,10 +196,8 @@ def test_a_node_that_does_not_reach_its_service_is_not_drained_and_the_job_is_he
 ) -> None:
     clean.command(["pkill", "-f", "secure-slurm-noded.*--node n1"])
     job = clean.submit("alice", *TAG, "-w", "n1", "--wrap=echo ran")
-    clean.until(lambda: word(clean, job) == tries.REQUEUED, "it to be put back", PATIENCE)
-    clean.until(lambda: word(clean, job) == tries.TWICE, "it to be held", PATIENCE)
-    found = mark(clean, job)
-    assert found is not None
+    wait_mark(clean, job, tries.REQUEUED)
+    found = wait_mark(clean, job, tries.TWICE)
     assert (found.tries, "(node n1)" in found.text) == (2, True)
     assert "held after it failed 2 times" in why(clean, job)
     assert clean.drained() == ""

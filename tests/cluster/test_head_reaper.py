@@ -16,17 +16,18 @@ from typing import Any
 import pytest
 
 from tests.cluster.test_ends import gone, running
+from tests.cluster.test_revoke import kill, restart
 from tests.cluster.test_traps import replaced
 from tests.testbed import settings
 from tests.testbed.cluster import SLURMCTLD, SLURMD, Cluster
 from tests.testbed.nodes import on_node
 from tests.testbed.people import ClusterError
+from tests.testbed.slurmstate import SPOOL, saved
 
 # the promise: dead within 60 s of the job's end; measured, and given some room for a slow machine
 PROMISED = 60
 LOOKS = 45
 STATE = Path("/var/lib/secure-slurm/lifecycle")
-SPOOL = "/var/spool/slurmctld"
 NEVER = "#!/bin/sh\nexit 0\n"
 KILLED = "#!/bin/sh\nkill -9 $$\n"
 
@@ -128,26 +129,6 @@ def test_a_job_that_slurm_has_forgotten_where_it_hides_jobs(clean: Cluster) -> N
         assert trail(clean, runs, "reaper.healed") == []
     assert "slurmctld knows no such job" in trail(clean, over, "reaper.healed")[0]["reason"]
     gone(clean, over)
-
-
-def saved(cluster: Cluster) -> None:
-    """Until slurmctld would start again with what it knows now, wherever in its work a crash meets it.
-
-    It saves some seconds after a change, all jobs at once; a crash while it renames leaves the save before that. A job
-    that came after all else must be in both.
-    """
-    marker = f"saved-{time.monotonic_ns()}"
-    job = cluster.submit("alice", "--hold", "-J", marker, "--wrap=true", command="sbatch")
-
-    def has(name: str) -> bool:
-        try:
-            return marker.encode() in Path(SPOOL, name).read_bytes()
-        except FileNotFoundError:
-            return False
-
-    cluster.until(lambda: has("job_state"), "slurmctld to save its state")
-    cluster.command(["scancel", str(job)])
-    cluster.until(lambda: has("job_state.old") and not Path(SPOOL, "job_state.new").exists(), "its next save")
 
 
 def slurmctld(cluster: Cluster, *, kill: bool) -> None:
@@ -296,6 +277,34 @@ def test_vault_is_away_at_the_end_and_the_daemon_restarts(clean: Cluster) -> Non
 def certificate(cluster: Cluster, job: int) -> tuple[int, dict[str, Any]]:
     done = cluster.tool("audit", "certificate", str(job), check=False)
     return done.returncode, json.loads(done.stdout) if done.returncode == 0 else {"error": done.stderr}
+
+
+def test_a_certificate_outlives_the_daemon_that_owed_it(clean: Cluster) -> None:
+    folder = Path(settings.LOG) / "lifecycle/certificates"
+    job = running(clean, "-w", "n1", "--wrap=sleep 600")
+    keys = clean.vault_keys(job)
+
+    def due() -> list[Path]:
+        return list(folder.glob(f".due-*-{job}-*.json"))
+
+    # it waits for the node's own lines, and those do not come
+    kill(clean, "n1", "daemon")
+    try:
+        clean.command(["scancel", str(job)])
+        clean.until(due, "the note of what is to be certified")
+        clean.stop_daemon("lifecycled", kill=True)
+        assert due()
+        assert not list(folder.glob(f"{job}-*.json"))
+        clean.daemon("lifecycled", "secure-life")
+    finally:
+        restart(clean, "n1", "daemon")
+    clean.until(lambda: list(folder.glob(f"{job}-*.json")) and not due(), "the certificate")
+    (stored,) = folder.glob(f"{job}-*.json")
+    made = json.loads(stored.read_text())["certificate"]["keys"]
+    assert [(key["key"], key["vault"]["answer"]) for key in made] == [(key, 404) for key in keys]
+    assert len(trail(clean, job, "destruction.certificate")) == 1
+    clean.wait_end(job)
+    gone(clean, job)
 
 
 def test_the_certificate_of_a_job(clean: Cluster, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.cluster.test_freeze import linked, resume, suspended
 from tests.cluster.test_mounts import put
-from tests.cluster.test_revoke import EU, US, goes_on, revoke, stands_still, writing
+from tests.cluster.test_revoke import EU, US, goes_on, revoke, stands_still, until_refused, writing
 from tests.testbed import settings
 from tests.testbed.cluster import Cluster
 from tests.testbed.people import ClusterError
@@ -48,8 +48,7 @@ def test_held_and_refused(linked: Cluster, dataset: None, kind: str, value: str)
     assert (list(report["jobs"]), report["held"], report["confirmed"]) == ([str(mine)], [waiting], True)
     assert stands_still(mine)
     assert linked.job(waiting)["Reason"] == "JobHeldAdmin"
-    # the decision daemon looks once a second
-    time.sleep(2.5)
+    until_refused(linked, f"revoked.{kind}", *HEART)
     with pytest.raises(ClusterError, match=rf"revoked\.{kind}"):
         linked.submit("alice", *HEART, "--wrap=true")
     # released by an operator all the same, it is refused when it starts
@@ -62,7 +61,7 @@ def test_held_and_refused(linked: Cluster, dataset: None, kind: str, value: str)
     linked.command(["scancel", str(mine), str(other), str(waiting), str(others)])
     for job in (mine, other):
         linked.wait_gone(job)
-    time.sleep(2.5)
+    until_refused(linked, "", *HEART)
     again = linked.submit("alice", *HEART, "--wrap=true")
     assert linked.wait_end(again)["JobState"] == "COMPLETED"
 

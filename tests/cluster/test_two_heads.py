@@ -12,12 +12,11 @@ from tests.testbed import settings
 from tests.testbed.cluster import Cluster
 from tests.testbed.people import Result
 from tests.testbed.second_head import NAME, SecondHead, kill_slurmctld, status, two_heads
+from tests.testbed.slurmstate import saved
 
 ENDED = Path("/var/lib/secure-slurm/lifecycle/ended")
 # SlurmctldTimeout, the first look after it, and two looks of the reaper 20 s apart, with room for a slow machine
 TAKE_OVER = 300
-# slurmctld saves its state now and then, a take-over reads what was saved, and what was not is started once more
-SAVED = 20
 
 
 def acts(where: Cluster | SecondHead) -> Any:
@@ -39,12 +38,6 @@ def revoke(where: Cluster | SecondHead, *words: str) -> Result[str]:
 def dead(cluster: Cluster, keys: list[str]) -> bool:
     assert keys
     return all(cluster.bao.status("GET", f"secure-slurm-transit/keys/{key}")[0] == 404 for key in keys)
-
-
-def waited(seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        time.sleep(1)
 
 
 def revocation(where: SecondHead, job: int) -> dict[str, Any]:
@@ -123,7 +116,8 @@ def end_without_vault(clean: Cluster, second: SecondHead, jobs: Jobs) -> None:
 
 def the_first_dies(clean: Cluster, second: SecondHead, jobs: Jobs) -> None:
     """And with it whatever it alone knew; of one job not even its note is left."""
-    waited(SAVED)
+    # a take-over reads what was saved, and what was not is started once more
+    saved(clean)
     kill_slurmctld(clean, "head")
     clean.stop_daemons(kill=True)
     for note in ENDED.glob(f"{jobs.unnoted}.*"):
@@ -134,7 +128,7 @@ def the_first_dies(clean: Cluster, second: SecondHead, jobs: Jobs) -> None:
 
 def the_first_comes_back_with_an_old_note(clean: Cluster, second: SecondHead, jobs: Jobs) -> None:
     """A note of a job that runs, as a folder that is not shared would have kept it; then Slurm changes once more."""
-    waited(SAVED)
+    saved(clean)
     kill_slurmctld(clean, NAME)
     second.stop_daemon("lifecycled", kill=True)
     clean.write(ENDED / f"{jobs.alive}.{'0' * 16}", "n3\n", owner="slurm")
@@ -146,7 +140,7 @@ def the_first_comes_back_with_an_old_note(clean: Cluster, second: SecondHead, jo
     second.command(["slurmctld"])
     clean.until(lambda: acts(second) is False, "the second head node to stand by again", TAKE_OVER)
     # by an order of Slurm's, which ends the first slurmctld; the daemons beside it run on
-    waited(SAVED)
+    clean.until(lambda: clean.command(["scontrol", "ping"], check=False).stdout.count("UP") == 2, "both slurmctlds")
     clean.command(["scontrol", "takeover"])
     clean.until(lambda: (acts(clean), acts(second)) == (False, True), "the take-over", TAKE_OVER)
     clean.until(lambda: pending(clean) == pending(second) == {jobs.alive}, "the note to be told by both")

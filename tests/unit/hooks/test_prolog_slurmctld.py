@@ -32,6 +32,7 @@ class World:
         self.facts: dict[str, Any] = {"job_state": ["RUNNING", "CONFIGURING"], "user_id": 1001}
         self.config: SecureSlurmError | None = None
         self.end = "requeued"
+        self.noted = [True]
         config = {
             "cluster": {"slurm_bin": "/usr/bin"},
             "lifecycle": {"socket": "/nowhere", "start_deadline": 60.0},
@@ -48,7 +49,7 @@ class World:
         monkeypatch.setattr(hook.wire, "exchange", self._exchange)
         monkeypatch.setattr(hook, "job_facts", lambda *_: self.facts)
         monkeypatch.setattr(hook, "hold", lambda _bin, job, why: self._did("hold", job, why, end="held"))
-        monkeypatch.setattr(hook, "note", lambda _bin, job, why: self._did("note", job, why))
+        monkeypatch.setattr(hook, "note", lambda _bin, *what: self._did("note", *what) or self.noted.pop())
         monkeypatch.setattr(
             hook, "put_back", lambda _bin, job, why, **how: self._did("put back", job, why, how, end=self.end)
         )
@@ -98,6 +99,13 @@ def test_a_service_is_waited_for_and_then_the_job_starts(world: World, rule: str
     assert len(world.slept) == 5
     # why it waits is written once, and nothing else happens to it
     assert world.done == [("note", 17, f"[{rule}] no")]
+
+
+def test_a_reason_that_could_not_be_written_is_written_the_next_time(world: World) -> None:
+    world.noted = [True, False]
+    world.answers = lambda n: no("vault.denied") if n < 6 else ALLOW
+    assert hook.main() == 0
+    assert world.done == [("note", 17, "[vault.denied] no")] * 2
 
 
 @pytest.mark.parametrize(
