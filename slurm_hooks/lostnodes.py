@@ -111,6 +111,10 @@ class LostNodes:
         """Whatever was seen must be seen twice again."""
         self._sightings.forget()
 
+    def wait(self, now: float) -> float:
+        """Seconds until the next look is due."""
+        return self._sightings.wait(now)
+
 
 def _is_among(node: str, nodes: str) -> bool:
     try:

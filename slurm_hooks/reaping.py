@@ -135,7 +135,11 @@ class HeadReaper:
             except Exception:
                 LOG.exception("a look at Vault and Slurm failed")
                 self.report = Report(time.time(), "a defect: see the daemon's log", healed=self.report.healed)
-            await asyncio.sleep(self._sightings.wait(time.monotonic()))
+            await asyncio.sleep(self._wait(time.monotonic()))
+
+    def _wait(self, now: float) -> float:
+        """Seconds until something that was seen is to be seen again, a lost node too."""
+        return min(each.wait(now) for each in (self._sightings, self._lost) if each is not None)
 
     async def look(self) -> None:
         """Once; what went wrong is in :attr:`report`, and in the log when it is new."""

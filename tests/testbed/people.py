@@ -34,6 +34,13 @@ def pause(began: float) -> None:
     time.sleep(min(2.0, max(0.1, 2 * (time.monotonic() - began))))
 
 
+def _state(journal: Path) -> str:
+    try:
+        return str(json.loads(journal.read_text())["state"])
+    except FileNotFoundError:
+        return "destroyed"
+
+
 class People:
     """Needs a running cluster around it (:class:`tests.testbed.cluster.Cluster`)."""
 
@@ -143,8 +150,16 @@ class People:
 
     def mappings(self) -> list[str]:
         """The dm-crypt mappings of secured jobs."""
-        lines = self.command(["dmsetup", "ls", "--target", "crypt"]).stdout.splitlines()
-        return [line.split()[0] for line in lines if line.startswith("secure-")]
+        argv, found = ["dmsetup", "ls", "--target", "crypt"], list[str]()
+
+        def listed() -> bool:
+            # dmsetup fails where one goes between its list and its look at each
+            done = self.command(argv, check=False)
+            found[:] = done.stdout.splitlines()
+            return done.returncode == 0
+
+        self.until(listed, "the list of mappings")
+        return [line.split()[0] for line in found if line.startswith("secure-")]
 
     def leftovers(self, number: int) -> dict[str, list[str]]:
         """What of a job is still on the nodes or in Vault; every list is empty when it is gone."""
@@ -156,9 +171,7 @@ class People:
             "backing": backing,
             "loops": [line for line in loops if f"{tail}.img" in line],
             "journals": [
-                str(p)
-                for p in Path(settings.RUN).glob(f"node-*/journal/{number}.json")
-                if json.loads(p.read_text())["state"] != "destroyed"
+                str(p) for p in Path(settings.RUN).glob(f"node-*/journal/{number}.json") if _state(p) != "destroyed"
             ],
             "task": [str(p) for p in Path(settings.RUN).glob(f"node-*/task/{number}")],
             "keys": self.vault_keys(number),

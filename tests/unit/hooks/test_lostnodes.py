@@ -9,6 +9,7 @@ import pytest
 
 from conf.errors import BackendUnavailable, Refused
 from keys.grant import Grant
+from slurm_hooks.headreaper import LOOK_EVERY
 from slurm_hooks.lifecycle import Destroyed
 from slurm_hooks.lostnodes import LostNodes, read_places
 from slurm_hooks.slurmview import Controller, Seen, View
@@ -146,3 +147,9 @@ def test_an_answer_that_is_none(text: str) -> None:
 
 def test_what_squeue_writes() -> None:
     assert read_places("17|n[1-2,7]\n18|\n18|\n 19|phi-dy-small-1\n") == {17: "n[1-2,7]", 19: "phi-dy-small-1"}
+
+
+def test_the_next_look_is_when_the_second_is_due(world: World) -> None:
+    assert world.lost.wait(1000) == LOOK_EVERY
+    world.look(1000)
+    assert world.lost.wait(1008) == 12
