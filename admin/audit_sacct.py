@@ -76,7 +76,7 @@ def _accounted(facts: Facts, accounts: Accounts) -> Iterator[Gap]:
         last = max(entries, key=lambda one: one.start)
         if last.over and last.end < facts.last - SLACK:
             for key in facts.keys.values():
-                if key.job == number and key.made and not key.deleted and key.made < last.end + SKEW:
+                if key.job == number and key.made and not key.over and key.made < last.end + SKEW:
                     yield Gap(
                         "key-outlives-job",
                         number,

@@ -140,13 +140,14 @@ def compare(facts: Facts, log: VaultLog) -> list[Gap]:
     if log.damaged:
         what = f"{log.damaged} of {log.lines} lines of Vault's log cannot be read"
         found.append(Gap("vault-damaged", 0, what, "the audit device's file: is it whole, and in the form json?"))
-    if not log.acts and any(log.first < key.made < log.last - SOON for key in facts.keys.values()):
+    asked = (key for key in facts.keys.values() if not key.unmade)
+    if not log.acts and any(log.first < key.made < log.last - SOON for key in asked):
         what = "Vault's log has nothing about any key of this cluster"
         found.append(Gap("vault-other", 0, what, "is it the log of this Vault's active server? vault.transit_mount?"))
         return found
     for name, acts in log.acts.items():
         key = facts.keys.get(name)
-        found += _only_in_vault(name, acts, facts) if key is None else _both(key, acts, log)
+        found += _only_in_vault(name, acts, facts) if key is None else [*_both(key, acts, log), *_untold(key, acts)]
         found += _by_whom(name, acts)
     for name, key in facts.keys.items():
         if name not in log.acts:
@@ -197,6 +198,12 @@ def _both(key: Key, acts: list[Act], log: VaultLog) -> Iterator[Gap]:
         what = f"Vault gave a key out under {key.name} {len(given)} times, the node's trail tells of {key.uses}"
         where = f"line {last.line} of Vault's log ({last.who}); the trail of node {key.node}, as far as it is here"
         yield Gap("vault-use-untold", key.job, what, where)
+
+
+def _untold(key: Key, acts: list[Act]) -> Iterator[Gap]:
+    for act in (act for act in acts if key.unmade and act.verb == "create" and act.done):
+        what = f"the key {key.name} is told as never asked for, and Vault's log has its making"
+        yield Gap("vault-key-untold", key.job, what, f"line {act.line} of Vault's log ({act.who})")
 
 
 def _after(key: Key, acts: list[Act]) -> Iterator[Gap]:

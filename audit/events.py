@@ -151,6 +151,8 @@ EVENTS: dict[str, Event] = {
     "key.allow-deletion": _event("key"),
     "key.unlock": _event("job node incarnation key"),
     "key.delete": _event("key evidence", "result"),
+    # announced, and then Vault was never asked to make it: its start failed before
+    "key.unmade": _event("key"),
     "node.grant-read": _event("job node", "result key region shadowed"),
     # a node is about to be given a certificate: `identity` its instance; `result` as in keys/enrol.py, or renewed
     "node.enrolled": _event("node identity result", "digest"),

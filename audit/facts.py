@@ -24,9 +24,15 @@ class Key:
 
     def __init__(self, name: str, job: int, node: str, incarnation: str) -> None:
         self.name, self.job, self.node, self.incarnation = name, job, node, incarnation
-        self.made = self.deleted = 0.0
+        self.made = self.deleted = self.unmade = 0.0
         self.uses = 0
         self.ready = 0.0
+        self.taken_back = False
+
+    @property
+    def over(self) -> bool:
+        """Whether its end is told, or that it never was."""
+        return bool(self.deleted or self.unmade)
 
 
 class Start:
@@ -142,6 +148,9 @@ def _take_key(facts: Facts, line: Line, at: float, event: str) -> None:
     elif event == "key.delete":
         key = facts.keys.setdefault(name, Key(name, int(str(line.get("job", 0))), str(line.get("node", "")), ""))
         key.deleted = max(key.deleted, at)
+        key.taken_back = key.taken_back or line.get("result") == "taken-back"
+    elif event == "key.unmade" and name in facts.keys:
+        facts.keys[name].unmade = at
     elif event in ("node.datakey", "node.unwrap"):
         key = facts.keys.setdefault(
             name, Key(name, int(str(line["job"])), str(line["node"]), str(line.get("incarnation", "")))

@@ -38,7 +38,7 @@ def find(facts: Facts) -> list[Gap]:
 
 def open_keys(facts: Facts) -> list[Key]:
     """Keys of which no end is told, and none has to be: the job may run."""
-    return [key for key in facts.keys.values() if key.made and not key.deleted and not _is_over(facts, key)]
+    return [key for key in facts.keys.values() if key.made and not key.over and not _is_over(facts, key)]
 
 
 def _starts(facts: Facts) -> Iterator[Gap]:
@@ -73,7 +73,7 @@ def _keys(facts: Facts) -> Iterator[Gap]:
                 f"the key {key.name} was used or deleted, and its making is not told",
                 "the lifecycle trail of every SlurmctldHost; a trail that is missing",
             )
-        elif not key.deleted and _is_over(facts, key):
+        elif not key.over and _is_over(facts, key):
             yield Gap(
                 "key-without-revocation",
                 key.job,
@@ -86,6 +86,9 @@ def _ends(facts: Facts) -> Iterator[Gap]:
     for key in facts.keys.values():
         over = key.deleted or (facts.ends.get(key.job, 0.0) if _is_over(facts, key) else 0.0)
         if not over or over > facts.last - SLACK:
+            continue
+        if (key.taken_back or key.unmade) and not key.ready:
+            # no node was told of that start
             continue
         if key.node not in facts.hosts:
             yield Gap(

@@ -61,20 +61,29 @@ class Evidence(NamedTuple):
         return not self.error
 
 
-def create(head: Head, grants: Sequence[Grant], still_wanted: Callable[[], bool], *, workers: int = WORKERS) -> None:
+def create(
+    head: Head,
+    grants: Sequence[Grant],
+    still_wanted: Callable[[], bool],
+    taken_back: Callable[[Evidence], None] = lambda _: None,
+    *,
+    workers: int = WORKERS,
+) -> None:
     """Grant, key and permission to delete it, for every node of one start, ``workers`` nodes at a time.
 
     ``still_wanted`` is asked, by several threads, before the first write and after each one; once it says no (or fails)
     for one node all stop, and what this start has written is taken back. The same happens when a write fails. Raises
     Refused ``keys.not_wanted``, or the first failure (VaultConflict: another start's grant is there; it is left alone).
     When Vault did not answer the creation of a key, that may yet happen: this grant stays, so that the reaper looks.
+    ``taken_back`` is told of every other key, by several threads, before that raises: that it is proved to be gone, or
+    (``read_answer`` 0) that Vault was never asked to make it.
     """
     if not grants:
         raise Refused("keys.nodes", "there is no node to make a key for", advice="this is a defect: report it")
     if len({(grant.incarnation, grant.job) for grant in grants}) != 1:
         raise InternalError("the grants are not of one start")
     check_nodes(grant.node for grant in grants)
-    work = _Creation(head, still_wanted)
+    work = _Creation(head, still_wanted, taken_back)
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="keys") as pool:
         list(pool.map(work.one, grants))
         if work.failure is None:
@@ -152,10 +161,12 @@ def _lost_nodes(readings: Sequence[_Reading], wanted: Sequence[str], incarnation
 class _Creation:
     """One call of :func:`create`: its first failure, and the grants that must stay."""
 
-    def __init__(self, head: Head, still_wanted: Callable[[], bool]) -> None:
+    def __init__(self, head: Head, still_wanted: Callable[[], bool], taken_back: Callable[[Evidence], None]) -> None:
         self._head = head
         self._still_wanted = still_wanted
+        self._taken_back = taken_back
         self._lock = threading.Lock()
+        self._asked: set[str] = set()
         self._unanswered: set[str] = set()
         self.failure: Exception | None = None
 
@@ -178,8 +189,12 @@ class _Creation:
         evidence = _destroy(self._head, grant.job, grant.node, grant.incarnation, grant.key, keep_grant=keep)
         if evidence.error and self.failure is not None:
             self.failure.add_note(f"{grant.node}: not taken back: {evidence.error}")
+        if grant.key not in self._asked or (evidence.done and not keep):
+            self._taken_back(evidence)
 
     def _create_key(self, grant: Grant) -> None:
+        with self._lock:
+            self._asked.add(grant.key)
         try:
             self._head.create_key(grant.key)
         except BackendUnavailable:

@@ -26,6 +26,7 @@ from conf.policy import DEFAULT_PATH as POLICY_PATH
 from conf.site import DEFAULT_PATH as SITE_PATH
 from conf.site import Site, load_site
 from conf.slurmnames import is_node_name
+from keys.lifecycle_keys import ABSENT, Evidence
 from keys.names import new_incarnation
 from slurm_hooks import pulse, record, running, wire
 from slurm_hooks.acting import Acting, OwnSlurmctld
@@ -76,7 +77,7 @@ class LifecycleDaemon:
         self.admission = Admission(site.lifecycle.start_deadline)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="job")
         self._notes = SpoolNotes(site.lifecycle.ended_dir)
-        self._vault = VaultJobs(site.vault, self._write_before, self._prove)
+        self._vault = VaultJobs(site.vault, self._write_before, self._prove, self._taken_back)
         self._jobs = Jobs(self._vault, self._notes, self._pool)
         self.questions = Questions()
         self._slurm = Sighted(site.cluster.slurm_bin, site.cluster.name, self.questions)
@@ -290,6 +291,14 @@ class LifecycleDaemon:
     def _prove(self, job: int, one: Destroyed) -> None:
         found = f"reading it was answered with 404 at {one.at}"
         self._say("key.delete", job=job, node=one.node, key=one.key, evidence=found)
+
+    def _taken_back(self, job: int, one: Evidence) -> None:
+        """A start that failed: without a word of its keys the trail would tell of keys that never ended."""
+        if one.read_answer == ABSENT:
+            found = f"taken back: reading it was answered with 404 at {one.at}"
+            self._say("key.delete", job=job, node=one.node, key=one.key, evidence=found, result="taken-back")
+        else:
+            self._say("key.unmade", job=job, node=one.node, key=one.key)
 
     def _done(self, job: int, destroyed: list[Destroyed]) -> None:
         if destroyed:

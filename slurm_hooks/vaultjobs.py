@@ -28,11 +28,18 @@ class WriteBefore(Protocol):
 class VaultJobs:
     """Creates and destroys what Vault holds for a job; blocks, and may be used from many threads."""
 
-    def __init__(self, vault: Vault, write_before: WriteBefore, prove: Callable[[int, Destroyed], None]) -> None:
+    def __init__(
+        self,
+        vault: Vault,
+        write_before: WriteBefore,
+        prove: Callable[[int, Destroyed], None],
+        taken_back: Callable[[int, lifecycle_keys.Evidence], None],
+    ) -> None:
         self._head = VaultHead.from_site(vault)
         self._grants = vault.grants_mount
         self._write_before = write_before
         self._prove = prove
+        self._taken_back = taken_back
 
     @property
     def head(self) -> VaultHead:
@@ -54,7 +61,7 @@ class VaultJobs:
             facts = {"job": job.job, "node": grant.node, "incarnation": incarnation, "key": grant.key}
             self._write_before("grant.write", **facts)
             self._write_before("key.create", **facts)
-        lifecycle_keys.create(self._head, grants, still_wanted)
+        lifecycle_keys.create(self._head, grants, still_wanted, lambda one: self._taken_back(job.job, one))
 
     def holders(self, job: int) -> tuple[str, ...]:
         """The nodes that have a grant of the job, by Vault's own list."""

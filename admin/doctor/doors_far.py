@@ -159,5 +159,5 @@ def attempts(targets: tuple[str, ...], wait: float) -> tuple[Attempt, ...]:
     if not targets:
         return ()
     argv = [sys.executable, "-IS", _CONNECT, str(wait), *targets]
-    told = children.ask(children.NOBODY, argv, wait + 10.0)
+    told = children.ask(children.NOBODY, argv, wait + 30.0)
     return tuple(Attempt(each["target"], tuple(each["resolved"]), each["result"]) for each in told)

@@ -20,7 +20,7 @@ from tests.cluster.test_head_reaper import LOOKS, dead, trail, wait_dead
 from tests.testbed.cloud import CLOUD, SICK, Cloud, cloud, vendors
 from tests.testbed.cluster import Cluster
 
-RESUME_TIMEOUT = 240
+RESUME_TIMEOUT = 900
 RUNNING = Path("/var/lib/secure-slurm/lifecycle/running")
 N1 = (*TAG, "-w", "n1", "--output=/dev/null")
 
@@ -78,7 +78,7 @@ def runs(sky: Cloud, *words: str) -> int:
     """
     cluster = sky.cluster
     job = cluster.submit("alice", *N1, *words, "--wrap=touch $HOME/began-$SLURM_JOB_ID; sleep 600")
-    cluster.wait_state(job, "RUNNING", timeout=150)
+    cluster.wait_state(job, "RUNNING", timeout=300)
     cluster.until(Path(f"/home/alice/began-{job}").exists, f"the script of job {job} to begin", 120)
     return job
 
@@ -98,7 +98,7 @@ def waiting(sky: Cloud) -> Iterator[None]:
     assert (cluster.vault_grants(job), cluster.vault_keys(job)) == (grants, keys)
     assert ("n2" in sky.instances, bound(job), cluster.state(job)) == (False, {}, "CONFIGURING")
     sky.held.clear()
-    cluster.wait_state(job, "COMPLETED", timeout=180)
+    cluster.wait_state(job, "COMPLETED", timeout=600)
     cluster.wait_gone(job, 60)
     assert "secure-n2-" in Path("/home/alice/where").read_text()
     assert sky.boots[-1][0] == "n2"
@@ -118,13 +118,14 @@ def keys_of_a_terminated_instance(clear: Cloud) -> None:
     cluster = clear.cluster
     job = runs(clear, "-J", "lost")
     (key,) = cluster.vault_keys(job)
+    restarts = cluster.facts(job)["restart_cnt"]
     clear.terminate("n1")
     since = time.monotonic()
     cluster.command(["scontrol", "update", "nodename=n1", "state=down", "reason=terminated"])
     took = wait_dead(cluster, [key], since)
     # secured jobs are put back (slurm_hooks/filters/mutate.py): another start, with a grant of its own
-    cluster.until(lambda: cluster.facts(job)["restart_cnt"] == 1, "the job to be requeued", 60)
-    assert cluster.vault_grants(job) == []
+    cluster.until(lambda: cluster.facts(job)["restart_cnt"] > restarts, "the job to be requeued", 60)
+    cluster.until(lambda: not cluster.vault_grants(job), "the grant to go")
     print(f"\nthe key of a terminated instance was dead {took:.1f} s after slurmctld knew")
 
 
@@ -152,7 +153,7 @@ def test_a_job_that_goes_on_without_a_node_keeps_no_key_there(clear: Cloud) -> N
     """And at its end a vendor's Epilog that fails keeps nothing either: ours has the higher number and ran first."""
     cluster = clear.cluster
     job = cluster.submit("alice", *TAG, "-N2", "-w", "n[1-2]", "--no-kill", "--output=/dev/null", "--wrap=sleep 600")
-    cluster.wait_state(job, "RUNNING", timeout=180)
+    cluster.wait_state(job, "RUNNING", timeout=300)
     cluster.until(lambda: len(cluster.leftovers(job)["task"]) == 2, "scratch on both nodes", 150)
     keys = {key.partition("_")[0]: key for key in cluster.vault_keys(job)}
     clear.terminate("n2")
@@ -180,8 +181,9 @@ def test_an_instance_that_is_not_green_takes_no_secured_job(clear: Cloud) -> Non
     assert "not green" in Path("/var/log/cloud-n1.log").read_text()
     # ParallelCluster's daemon finds the bootstrap failure, or slurmctld does after ResumeTimeout
     clear.held.add("n1")
+    restarts = cluster.facts(job)["restart_cnt"]
     cluster.command(["scontrol", "update", "nodename=n1", "state=down", "reason=bootstrap"])
-    cluster.until(lambda: cluster.facts(job)["restart_cnt"] == 1, "the job to be requeued")
+    cluster.until(lambda: cluster.facts(job)["restart_cnt"] > restarts, "the job to be requeued")
     wait_dead(cluster, keys, time.monotonic())
     cluster.command(["scancel", str(job)])
     cluster.wait_gone(job, 60)

@@ -35,7 +35,7 @@ def chosen() -> tuple[Cell, ...]:
 
 @pytest.fixture(scope="module")
 def bed(cluster: Cluster) -> Iterator[FaultBed]:
-    with fault_bed(cluster) as ready:
+    with fault_bed(cluster, hurried=bool(os.environ.get("FAULTS"))) as ready:
         yield ready
 
 

@@ -17,7 +17,7 @@ srun bash -c 'echo "$SLURMD_NODENAME scratch=$SECURE_SCRATCH tmp=$TMPDIR owner=$
 tmpowner=$(stat -c "%U:%a" $TMPDIR) dev=$(findmnt -n -o SOURCE $SECURE_SCRATCH)"; \
 echo weights > $TMPDIR/model && echo $SLURMD_NODENAME wrote'
 touch started
-for i in $(seq 300); do [ -e finish ] && break; sleep 0.2; done
+until [ -e finish ]; do sleep 0.2; done
 """
 
 

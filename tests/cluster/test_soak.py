@@ -27,7 +27,7 @@ def test_nothing_is_left_and_no_node_is_drained_for_what_was_not_its_own(
 ) -> None:
     with capfd.disabled():
         print(f"\nsoak: {JOBS} jobs, SOAK_SEED={SEED}", flush=True)
-        with fault_bed(cluster) as bed:
+        with fault_bed(cluster, hurried=False) as bed:
             result = Soak(bed, JOBS, SEED, A_FAULT_FOR).run()
         result["seed"] = SEED
         OUT.write_text(json.dumps(result, indent=1) + "\n")

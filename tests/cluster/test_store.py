@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.test_reaper import NO_EPILOG, TAG, healed, idle_again, reap_kind, replaced, start
+from tests.cluster.test_reaper import NO_EPILOG, TAG, gone_told, healed, idle_again, reap_kind, replaced, start
 from tests.testbed import settings
 from tests.testbed.cluster import Cluster
 from tests.testbed.nodes import on_node
@@ -93,6 +93,7 @@ def test_auto_refuses_until_it_has_chosen(clean: Cluster, put: Put) -> None:
     assert opened(clean, job)["reason"].startswith("auto: no volume group vg.none")
     clean.command(["scancel", str(job)])
     clean.wait_gone(job)
+    clean.until(lambda: gone_told(clean, job), "the Epilog's last line")
     # run again, it has nothing to say, and mends what an earlier run that was cut short has not rendered
     hooks = Path(settings.ETC) / "hooks.json"
     rendered = hooks.read_text()

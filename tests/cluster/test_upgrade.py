@@ -23,7 +23,8 @@ def running(cluster: Cluster, *words: str) -> int:
 
 
 def install(cluster: Cluster, source: Path) -> None:
-    cluster.command(["sh", str(source / "install.sh"), "--offline", "--prefix", str(PREFIX), "--source", str(source)])
+    argv = ["sh", str(source / "install.sh"), "--offline", "--prefix", str(PREFIX), "--source", str(source)]
+    cluster.command(argv, timeout=600)
 
 
 @pytest.fixture

@@ -45,16 +45,17 @@ FOLDERS = {
 }
 SIZES = {NODE: "160m", HEAD: "24m"}
 
-# what the site file has, and what faults need: shorter waits, and Vault behind the proxy
-SITE = {
-    r"address: https://\S+": f"address: https://{settings.ADDRESS}:{PROXY_PORT}",
+# what the site file has, and what faults need: Vault behind the proxy
+SITE = {r"address: https://\S+": f"address: https://{settings.ADDRESS}:{PROXY_PORT}"}
+# and where there are hundreds of them, shorter waits
+HURRIED = {
     r"start_deadline: \S+": "start_deadline: 25s",
     r"prolog_deadline: \S+": "prolog_deadline: 25s",
     r"timeout: 10s": "timeout: 4s",
     r"confirm_within: 15s": "confirm_within: 10s",
 }
-HOOKS_MAY_TAKE = 45
-"""Seconds (PrologEpilogTimeout) after which Slurm kills a hook that hangs."""
+HOOKS_MAY_TAKE = {True: 45, False: 120}
+"""Seconds (PrologEpilogTimeout) after which Slurm kills a hook that hangs: hurried, or not."""
 
 
 class FaultBed:
@@ -244,8 +245,10 @@ class FaultBed:
 
 
 @contextlib.contextmanager
-def fault_bed(cluster: Cluster) -> Iterator[FaultBed]:
-    """Make a running cluster ready for faults, and put everything back."""
+def fault_bed(cluster: Cluster, *, hurried: bool) -> Iterator[FaultBed]:
+    """Make a running cluster ready for faults, and put everything back. ``hurried``: with shorter waits than it has, on
+    a machine that does nothing else.
+    """
     pair = cluster.ca.server("vault-proxy", [settings.ADDRESS, "vault.test"], cluster.directory / "proxy")
     proxy = VaultProxy((settings.ADDRESS, PROXY_PORT), (settings.ADDRESS, settings.VAULT_PORT), pair)
     site, conf = Path(settings.ETC) / "secure-slurm.yaml", Path("/etc/slurm/slurm.conf")
@@ -254,10 +257,10 @@ def fault_bed(cluster: Cluster) -> Iterator[FaultBed]:
         folder.mkdir(exist_ok=True)
         folder.chmod(mode)
     site_text = site_before
-    for pattern, text in SITE.items():
+    for pattern, text in (SITE | (HURRIED if hurried else {})).items():
         site_text, count = re.subn(pattern, text, site_text)
         assert count == 1, pattern
-    conf_text = re.sub(r"PrologEpilogTimeout=\d+", f"PrologEpilogTimeout={HOOKS_MAY_TAKE}", conf_before)
+    conf_text = re.sub(r"PrologEpilogTimeout=\d+", f"PrologEpilogTimeout={HOOKS_MAY_TAKE[hurried]}", conf_before)
     # a job that was requeued waits for its time, and that this has come is no event for slurmctld
     conf_text = conf_text.replace("bf_interval=5", "bf_interval=5,sched_interval=2")
     with proxy:

@@ -225,8 +225,10 @@ class Soak:
     # -- the admin -----------------------------------------------------------------------------------------------
 
     def _admin(self) -> None:
+        lines = self.cluster.command(["sinfo", "-h", "-R", "-o", "%n|%N|%E"], check=False).stdout.splitlines()
+        # a strike is written down before it strikes: behind the drains, none of theirs is missed
         self._note_struck()
-        for line in self.cluster.command(["sinfo", "-h", "-R", "-o", "%n|%N|%E"], check=False).stdout.splitlines():
+        for line in lines:
             _, nodes, reason = line.split("|", 2)
             for node in self._names(nodes):
                 if node in self.struck and ("log error" in reason or reason.startswith("secure-slurm: ")):

@@ -19,9 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
+from conf.errors import EXIT_BACKEND
 from tests.testbed import settings
 from tests.testbed.openbao import OpenBao
-from tests.testbed.people import BIN, ClusterError, People
+from tests.testbed.people import BIN, TRIES, ClusterError, People
 from tests.testbed.pki import CA
 from tests.testbed.slapd import Slapd
 
@@ -187,19 +188,16 @@ class Cluster(People):
         """Set the server up, by the site file, as an admin does once."""
         token = self.directory / "admin-token"
         self.write(token, self.bao.root_token, mode=0o600)
-        self.tool(
-            "vault",
-            "init",
-            "--token-file",
-            str(token),
-            "--node-ca",
-            str(self.ca.certificate),
-            "--node-name",
-            "n*",
-            "--secret-id-out",
-            f"{settings.ETC}/head/secret-id",
-        )
+        words = ("--token-file", str(token), "--node-ca", str(self.ca.certificate), "--node-name", "n*")
+        out = f"{settings.ETC}/head/secret-id"
+        # several servers may have no leader for a moment; it may be repeated
+        for _ in range(TRIES):
+            done = self.tool("vault", "init", *words, "--secret-id-out", out, check=False)
+            if done.returncode != EXIT_BACKEND:
+                break
         token.unlink()
+        if done.returncode:
+            raise ClusterError(f"vault init ended with {done.returncode}: {done.stderr}")
         for name in ("role-id", "secret-id"):
             shutil.chown(f"{settings.ETC}/head/{name}", "secure-life", "secure-life")
 

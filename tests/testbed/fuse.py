@@ -78,7 +78,7 @@ def mounted(node: str, point: str, source: str, *, fstype: str = "fuse.sshfs", o
     finally:
         on_node(node, ["umount", "--lazy", point], check=False)
         server.terminate()
-        server.wait(20)
+        server.wait(120)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,18 @@ def pause(began: float) -> None:
     time.sleep(min(2.0, max(0.1, 2 * (time.monotonic() - began))))
 
 
+def crypt_mappings() -> list[str]:
+    """The names of all dm-crypt mappings; ClusterError when they cannot be listed."""
+    for _ in range(TRIES):
+        done = subprocess.run(["dmsetup", "ls", "--target", "crypt"], capture_output=True, text=True, check=False)
+        if not done.returncode:
+            return [line.split()[0] for line in done.stdout.splitlines() if "\t" in line]
+        # it fails where a mapping goes between its list and its look at each
+        if "does not exist" not in done.stderr:
+            break
+    raise ClusterError(f"dmsetup ls ended with {done.returncode}: {done.stderr}")
+
+
 def _state(journal: Path) -> str:
     try:
         return str(json.loads(journal.read_text())["state"])
@@ -53,6 +65,8 @@ class People:
         """Run a command as root; what a machine too busy to decide refused is asked again, as the user is told to."""
         environment = {**ENVIRONMENT, **more.pop("env", {})}
         for _ in range(TRIES):
+            if hasattr(more.get("stdin"), "seek"):
+                more["stdin"].seek(0)
             done = subprocess.run(
                 argv,
                 capture_output=True,
@@ -62,13 +76,16 @@ class People:
                 env=environment,
                 **{"stdin": subprocess.DEVNULL, "cwd": "/", **more},
             )
-            late = any(word in done.stderr for word in UNDECIDED)
-            if not late or "decisiond" not in self.daemons or self.daemons["decisiond"].poll() is not None:
+            if not any(word in done.stderr for word in UNDECIDED) or not self.decides():
                 break
             time.sleep(2)
         if check and done.returncode:
             raise ClusterError(f"{argv} ended with {done.returncode}\n{done.stdout}{done.stderr}")
         return done
+
+    def decides(self) -> bool:
+        """Whether the decision daemon runs."""
+        return "decisiond" in self.daemons and self.daemons["decisiond"].poll() is None
 
     def tool(self, *words: str, check: bool = True) -> Result[str]:
         """``secure-slurm ...`` as root."""
@@ -150,16 +167,7 @@ class People:
 
     def mappings(self) -> list[str]:
         """The dm-crypt mappings of secured jobs."""
-        argv, found = ["dmsetup", "ls", "--target", "crypt"], list[str]()
-
-        def listed() -> bool:
-            # dmsetup fails where one goes between its list and its look at each
-            done = self.command(argv, check=False)
-            found[:] = done.stdout.splitlines()
-            return done.returncode == 0
-
-        self.until(listed, "the list of mappings")
-        return [line.split()[0] for line in found if line.startswith("secure-")]
+        return [name for name in crypt_mappings() if name.startswith("secure-")]
 
     def leftovers(self, number: int) -> dict[str, list[str]]:
         """What of a job is still on the nodes or in Vault; every list is empty when it is gone."""

@@ -17,7 +17,9 @@ def saved(cluster: Cluster) -> None:
     that came after all else must be in both.
     """
     marker = f"saved-{time.monotonic_ns()}"
-    job = cluster.submit("alice", "--hold", "-J", marker, "--wrap=true", command="sbatch")
+
+    def submitted() -> int:
+        return cluster.submit("alice", "--hold", "-J", marker, "--wrap=true", command="sbatch")
 
     def has(name: str) -> bool:
         try:
@@ -25,6 +27,9 @@ def saved(cluster: Cluster) -> None:
         except FileNotFoundError:
             return False
 
+    jobs = [submitted()]
     cluster.until(lambda: has("job_state"), "slurmctld to save its state")
-    cluster.command(["scancel", str(job)])
+    # a submission is always saved
+    jobs.append(submitted())
     cluster.until(lambda: has("job_state.old") and not Path(SPOOL, "job_state.new").exists(), "its next save")
+    cluster.command(["scancel", *map(str, jobs)])

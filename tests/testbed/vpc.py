@@ -26,6 +26,7 @@ from tests.testbed import settings
 from tests.testbed.imds import Imds, Region, document, pin
 from tests.testbed.machine import Bare, Done
 from tests.testbed.openbao import OpenBao
+from tests.testbed.people import TRIES, UNDECIDED, crypt_mappings
 from tests.testbed.pki import CA
 from tests.testbed.slapd import Slapd
 
@@ -397,12 +398,12 @@ class Vpc:
 
     def submit(self, *words: str) -> int:
         """alice's job; its number."""
-        for _ in range(5):
+        for _ in range(TRIES):
             done = self.head.as_alice("secure-sbatch", *words)
             # a machine too busy to decide in time is asked again, as the user is told to
-            if "(rule engine.timeout)" not in done.err:
+            if not any(word in done.err for word in UNDECIDED):
                 break
-            time.sleep(1)
+            time.sleep(2)
         found = re.search(r"Submitted batch job (\d+)", done.out)
         assert found, f"{done}\n{self.logs()}"
         return int(found[1])
@@ -423,8 +424,7 @@ class Vpc:
 
 def mappings(node: str) -> list[str]:
     """The dm-crypt mappings of a node's jobs, as the kernel has them."""
-    lines = _do("dmsetup", "ls", "--target", "crypt").splitlines()
-    return [line.split()[0] for line in lines if line.startswith(f"secure-{node}-")]
+    return [name for name in crypt_mappings() if name.startswith(f"secure-{node}-")]
 
 
 def _do(*argv: object) -> str:

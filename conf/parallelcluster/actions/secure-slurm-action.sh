@@ -261,12 +261,19 @@ begin() {  # a unit, as systemd would; without systemd (a container, a test) wit
   set -- env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 "$@" $(line ExecStart)
   if [ "$(line Type)" = oneshot ]; then "$@" 9>&-; return; fi
   name=$name${node:+@$node}
-  [ ! -e "/run/$name.pid" ] || kill "$(cat "/run/$name.pid")" 2>/dev/null || true
+  if [ -e "/run/$name.pid" ]; then
+    old=$(cat "/run/$name.pid"); kill "$old" 2>/dev/null || true
+    # what it holds is taken by the new one
+    for _ in $(seq 300); do kill -0 "$old" 2>/dev/null || break; sleep 0.1; done
+  fi
   "$@" </dev/null >> "/var/log/$name.log" 2>&1 9>&- &
   echo $! > "/run/$name.pid"
 }
 ours() { "$prefix/bin/secure-slurm" "$@"; }
 rendered() { ours conf check && ours conf render; }
+green() {  # many nodes that boot at once keep each other waiting: one that is not green is asked once more
+  ours doctor --role compute --node "$node" --quiet || { sleep 10; ours doctor --role compute --node "$node" --quiet; }
+}
 
 private_tmp() {  # none: no class of the policy has /tmp of its jobs elsewhere, and the cluster's configuration no plugin for it
   "$prefix/venv/bin/python3" -I -c 'import json, sys
@@ -337,6 +344,6 @@ case $role.$stage in
     while read -r unit; do
       [ "$unit" = secure-slurm-imds ] || begin "$unit" </dev/null || fail "$unit does not start"
     done < "$prefix/UNITS"
-    ours doctor --role compute --node "$node" --quiet || fail "this node is not green, and takes no job" ;;
+    green || fail "this node is not green, and takes no job" ;;
 esac
 say "$role $stage: done"

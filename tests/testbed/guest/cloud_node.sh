@@ -17,6 +17,12 @@ until [ -S /run/secure-slurm/node-"$node"/daemon/node.sock ]; do
   [ $waited -lt 600 ] || { echo "the node daemon does not come up"; exit 1; }
   waited=$((waited + 1)); sleep 0.1
 done
-/opt/secure-slurm/bin/secure-slurm doctor --role compute --node "$node" > /var/log/doctor-"$node".log 2>&1 \
-  || { echo "this node is not green, and takes no job"; grep -i -A1 fail /var/log/doctor-"$node".log || true; exit 1; }
+log=/var/log/doctor-$node.log tries=1
+until /opt/secure-slurm/bin/secure-slurm doctor --role compute --node "$node" > "$log" 2>&1; do
+  # a machine that stands still is asked again
+  if [ $tries -ge 4 ] || ! grep -q "no answer within" "$log"; then
+    echo "this node is not green, and takes no job"; grep -i -A1 fail "$log" || true; exit 1
+  fi
+  tries=$((tries + 1))
+done
 exec slurmd -D -b -N "$node"

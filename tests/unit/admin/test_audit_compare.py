@@ -95,6 +95,16 @@ def test_a_key_that_vault_deleted_and_no_trail_ends(tmp_path: Path) -> None:
     assert ("vault-deletion-untold", 17) in kinds(compared(tmp_path, LOG, lines))
 
 
+OF_ITS_LIFE = ("scratch.ready", "revocation.done")
+
+
+def test_a_key_that_is_told_as_never_asked_for(tmp_path: Path) -> None:
+    unmade = {**DELETE, "event": "key.unmade"}
+    start = [line for line in without(DATAKEY, GONE, DELETE) if line["event"] not in OF_ITS_LIFE]
+    assert compared(tmp_path, [START, END], [*start, unmade]) == []
+    assert ("vault-key-untold", 17) in kinds(compared(tmp_path, [START, CREATE, END], [*start, unmade]))
+
+
 def test_a_datakey_that_the_node_does_not_tell(tmp_path: Path) -> None:
     assert kinds(compared(tmp_path, LOG, without(DATAKEY))) == [("vault-use-untold", 17)]
 

@@ -80,6 +80,22 @@ def test_what_is_missing_is_named(left_out: list[Line], kind: str) -> None:
     assert gaps(without(*left_out)) == [(kind, 17)]
 
 
+REFUSED = line(14, "start.refused", job=17, rule="keys.not_wanted")
+BACK = line(13, "key.delete", job=17, node="n1", key=KEY, result="taken-back")
+UNMADE = line(13, "key.unmade", job=17, node="n1", key=KEY)
+
+
+@pytest.mark.parametrize("end", [BACK, UNMADE], ids=["taken back", "never asked for"])
+def test_a_start_whose_keys_were_taken_back(end: Line) -> None:
+    """No node was told of it, and nothing of it needs a certificate."""
+    story = [DECISION, START, CREATE, end, REFUSED, PENDING, LATER]
+    assert gaps(story) == []
+    assert open_keys(gather(story)) == []
+    # a node that has scratch by it all the same
+    told = [DECISION, START, CREATE, DATAKEY, READY, end, REFUSED, PENDING, LATER]
+    assert gaps(told) == [("mapping-unconfirmed", 17)]
+
+
 def test_a_start_without_its_decision() -> None:
     other = {**DECISION, "nonce": "d" * 32}
     assert gaps([other, *STORY[1:]]) == [("job-without-decision", 17)]

@@ -346,6 +346,9 @@ def test_a_start_that_takes_too_long_is_in_the_trail_and_leaves_nothing(
     play(act)
     assert (world.head.keys, world.head.grants) == (set(), {})
     assert [line["rule"] for line in world.trail("start.refused")] == ["engine.timeout"]
+    # whatever was announced has an end, or its job would be said to have left a key
+    told = [*world.trail("key.delete"), *world.trail("key.unmade")]
+    assert sorted(line["key"] for line in told) == sorted(line["key"] for line in world.trail("key.create"))
 
 
 def test_a_key_that_is_gone_is_proved_although_another_has_to_wait(world: World) -> None:

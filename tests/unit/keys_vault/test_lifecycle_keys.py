@@ -112,10 +112,12 @@ def wanted_until(calls: int) -> Callable[[], bool]:
 
 @pytest.mark.parametrize("calls", range(4))
 def test_a_job_that_ends_after_any_write_leaves_nothing(head: FakeHead, calls: int) -> None:
+    made, told = grants(("n1",)), list[lifecycle_keys.Evidence]()
     with pytest.raises(Refused) as refused:
-        lifecycle_keys.create(head, grants(("n1",)), wanted_until(calls))
+        lifecycle_keys.create(head, made, wanted_until(calls), told.append)
     assert refused.value.rule == "keys.not_wanted"
     assert head.empty
+    assert [(one.key, one.read_answer) for one in told] == [(made[0].key, 404)]
     assert [operation for operation, _ in head.log if operation in WRITES] == list(WRITES[:calls])
 
 
@@ -168,10 +170,13 @@ def test_a_write_without_an_answer_is_taken_back_too(head: FakeHead, operation: 
 def test_a_key_whose_creation_was_not_answered_may_yet_appear_so_its_grant_stays(head: FakeHead, late: bool) -> None:
     head.fail["create_key", "n2"] = BackendUnavailable("no answer")
     head.late = late
+    told: list[lifecycle_keys.Evidence] = []
     with pytest.raises(BackendUnavailable):
-        lifecycle_keys.create(head, grants(), lambda: True)
+        lifecycle_keys.create(head, grants(), lambda: True, told.append)
     assert not head.keys
     assert list(head.grants) == [("n2", JOB)]
+    # what may yet appear is not told as gone
+    assert "n2" not in [one.node for one in told]
     assert all(evidence.done for evidence in lifecycle_keys.destroy(head, JOB, NODES))
     assert head.empty
 
@@ -188,13 +193,25 @@ def test_another_start_is_not_touched_when_its_grant_is_in_the_way(head: FakeHea
 def test_what_could_not_be_taken_back_is_said_and_can_be_repeated(head: FakeHead) -> None:
     head.fail["allow_deletion", "n1"] = InternalError("broken")
     head.fail["delete_key", "n1"] = BackendUnavailable("gone away")
+    told: list[lifecycle_keys.Evidence] = []
     with pytest.raises(InternalError) as raised:
-        lifecycle_keys.create(head, grants(), lambda: True)
+        lifecycle_keys.create(head, grants(), lambda: True, told.append)
+    assert "n1" not in [one.node for one in told]
     assert any("n1" in note for note in raised.value.__notes__)
     assert list(head.grants) == [("n1", JOB)]
     head.fail.clear()
     assert all(evidence.done for evidence in lifecycle_keys.destroy(head, JOB, ["n1"]))
     assert head.empty
+
+
+def test_a_key_that_vault_was_never_asked_for_is_told_though_vault_is_away(head: FakeHead) -> None:
+    """Its grant could not be written, so no reaper will ever look for it."""
+    made, told = grants(("n1",)), list[lifecycle_keys.Evidence]()
+    for operation in ("write_grant", "delete_key"):
+        head.fail[operation, "n1"] = BackendUnavailable("sealed")
+    with pytest.raises(BackendUnavailable):
+        lifecycle_keys.create(head, made, lambda: True, told.append)
+    assert [(one.key, one.read_answer) for one in told] == [(made[0].key, 0)]
 
 
 def test_no_nodes_and_mixed_starts_are_refused(head: FakeHead) -> None:
