@@ -58,7 +58,7 @@ def test_cancelled_with_a_process_that_hides(clean: Cluster) -> None:
 
 
 def test_time_limit(clean: Cluster) -> None:
-    job = running(clean, "--time=2", "--wrap=sleep 600")
+    job = running(clean, "--time=1", "--wrap=sleep 600")
     clean.command(["scontrol", "update", f"JobId={job}", "EndTime=now+2"], check=False)
     clean.until(lambda: clean.state(job) in ("TIMEOUT", "CANCELLED"), "the time limit", 240)
     clean.wait_end(job)

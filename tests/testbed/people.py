@@ -30,8 +30,8 @@ class ClusterError(Exception):
 
 
 def pause(began: float) -> None:
-    """After a look that began then: twice as long as it took, 0.1 to 2 s, so as not to starve what is looked for."""
-    time.sleep(min(2.0, max(0.1, 2 * (time.monotonic() - began))))
+    """After a look that began then: three times as long as that took, 0.1 to 5 s: what is awaited needs the machine."""
+    time.sleep(min(5.0, max(0.1, 3 * (time.monotonic() - began))))
 
 
 def crypt_mappings() -> list[str]:
