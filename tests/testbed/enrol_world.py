@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pytest
 
 from conf.site import Site, load_site
 from keys.vault_enrol import VaultEnrol
 from keys.vault_node import VaultNode
+from slurm_hooks import enrolment, enrolserver, link
 from slurm_hooks.enrolling import Desk
 from slurm_hooks.enrolment import Enrolment
 from slurm_hooks.enrolserver import EnrolServer, Limit
@@ -38,12 +40,13 @@ cluster: {{name: test, head_nodes: [head]}}
 vault:
   address: {address}
   ca_file: {ca_file}
-  timeout: 20s
+  timeout: 58s
   head: {{role_id_file: {directory}/role-id, secret_id_file: {directory}/secret-id}}
   node: {{method: {method}, certificate: {directory}/nodes/%n.crt, private_key: {directory}/nodes/%n.key}}
 ldap: {{flavour: openldap, uris: [ldaps://localhost], ca_file: /dev/null, bind_dn: cn=x, bind_password_file: /dev/null,
   base: dc=example}}
-node: {{place_file: {directory}/place, ec2: {{certificates: {directory}/ec2, account: '123456789012'}}}}
+node: {{place_file: {directory}/place, prolog_deadline: 59s,
+  ec2: {{certificates: {directory}/ec2, account: '123456789012'}}}}
 enrol:
   listen: 127.0.0.1:6831
   regions: [eu-central-1]
@@ -106,18 +109,25 @@ class Cluster:
 
     @contextmanager
     def serving(self, *, source: Source | None = None, **changes: Any) -> Iterator[None]:
-        """The head node's part, on a thread of its own; ``changes`` are of ``enrol``."""
+        """The head node's part, on a thread of its own; ``changes`` are of ``enrol``.
+
+        Both sides wait for longer than shipped: no claim is made of that, and a busy machine may stand still.
+        """
         site = self.site
         site = attrs.evolve(site, enrol=attrs.evolve(site.enrol, listen="127.0.0.1:0", **changes))
         before = self.port
         ready, stop = threading.Event(), asyncio.Event()
         loop = asyncio.new_event_loop()
-        with VaultEnrol.from_site(site) as vault:
+        with pytest.MonkeyPatch.context() as patch, VaultEnrol.from_site(site) as vault:
+            for module, name in ((link, "HANDSHAKE"), (enrolserver, "ARRIVE"), (enrolment, "CONNECT")):
+                patch.setattr(module, name, 60.0)
+            patch.setattr(enrolment, "DEADLINE", 180.0)
             chosen = source or FromFile(site.enrol.instances, 0)
             desk = Desk(site, vault, chosen, self.say)
 
             async def serve() -> None:
-                async with EnrolServer(site.enrol, desk.answer, limit=Limit(burst=1000), most_of_one=100) as server:
+                limit = Limit(burst=1000)
+                async with EnrolServer(site.enrol, desk.answer, limit=limit, deadline=180.0, most_of_one=100) as server:
                     self.port = server.port
                     ready.set()
                     await stop.wait()
@@ -125,7 +135,7 @@ class Cluster:
             thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
             thread.start()
             try:
-                assert ready.wait(30)
+                assert ready.wait(120)
                 yield
             finally:
                 loop.call_soon_threadsafe(stop.set)

@@ -25,13 +25,11 @@ ACTIVE, STANDBY = 200, 429
 class RaftServer(OpenBao):
     """One of the three: its storage is on disk, and it joins the others."""
 
-    def __init__(self, directory: Path, ca: CA, address: str, number: int) -> None:
-        super().__init__(directory / f"bao{number}", ca, address=address)
+    def __init__(self, directory: Path, ca: CA, address: str, number: int, ports: tuple[int, int]) -> None:
+        super().__init__(directory / f"bao{number}", ca, address=address, port=ports[0])
         self.number = number
         self.others: list[RaftServer] = []
-        with socket.socket() as probe:
-            probe.bind((address, 0))
-            self.cluster_port = int(probe.getsockname()[1])
+        self.cluster_port = ports[1]
 
     def _launch(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -145,13 +143,24 @@ def _copy(source: socket.socket, sink: socket.socket) -> None:
             end.shutdown(socket.SHUT_RDWR)
 
 
+def _free_ports(address: str, count: int) -> list[int]:
+    """So many different ones: each is held until all are chosen."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((address, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
 class OpenBaoRaft(OpenBao):
     """The three behind the balancer, to be used as the one server is: requests go to whichever is active."""
 
     def __init__(self, directory: Path, ca: CA, *, address: str = "127.0.0.1", port: int = 0) -> None:
-        super().__init__(directory, ca, address=address, port=port)
+        own, *others = _free_ports(address, 1 + 2 * SERVERS)
+        super().__init__(directory, ca, address=address, port=port or own)
         directory.mkdir(parents=True, exist_ok=True)
-        self.servers = [RaftServer(directory, ca, address, number) for number in range(SERVERS)]
+        pairs = zip(others[::2], others[1::2], strict=True)
+        self.servers = [RaftServer(directory, ca, address, number, pair) for number, pair in enumerate(pairs)]
         for server in self.servers:
             server.others = self.servers
         self._balancer: Balancer | None = None

@@ -27,7 +27,7 @@ from tests.testbed.pki import CA, Pair
 BINARY = "/usr/sbin/slapd"
 SUFFIX = "dc=example,dc=org"
 START_DEADLINE = 180.0
-TOOL_DEADLINE = 60.0
+TOOL_DEADLINE = 300.0
 POLL = 0.05
 
 _CONF = """\

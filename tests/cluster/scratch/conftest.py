@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from admin import store_look, store_take, store_unit
 from conf.errors import SecureSlurmError
 from keys.journal import Journal
 from keys.process import Budget, program, run
-from keys.scratch import crypt, loop, volume
+from keys.scratch import crypt, filesystem, loop, present, setup, stacked, volume
 from keys.scratch.plan import ScratchInfo, ScratchNames, ScratchPlan
 from keys.scratch.report import Report
 from keys.scratch.setup import open_scratch
@@ -71,17 +72,31 @@ class Node:
         return open_scratch(
             self.plan, self.new_key() if key is None else key, self.journal,
             incarnation=incarnation, key_name=f"n1_test-{self.job}-{secrets.token_hex(8)}",
-            wrapped="vault:v1:abcd", **options,  # type: ignore[arg-type]
+            wrapped="vault:v1:abcd", **{"seconds": 120.0, **options},  # type: ignore[arg-type]
         )  # fmt: skip
 
     def close(self, **options: object) -> Report:
-        return close_scratch(self.journal, self.job, self.config, **options)  # type: ignore[arg-type]
+        return close_scratch(self.journal, self.job, self.config, **{"patience": 120.0, **options})  # type: ignore[arg-type]
 
     def left(self) -> list[str]:
         return verify_gone(self.names)
 
     def table(self) -> str:
-        return crypt.table(self.names.mapper, Budget(20))
+        return crypt.table(self.names.mapper, Budget(120))
+
+
+@pytest.fixture(autouse=True)
+def _unhurried() -> Iterator[None]:
+    """What a single step may take on a node is no claim here: a machine that others have a share of may stand still."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (crypt, filesystem, stacked, volume):
+            patch.setattr(module, "_STEP", 120.0)
+        for module in (store_look, store_take, store_unit):
+            patch.setattr(module, "TIMEOUT", 120.0)
+        patch.setattr(crypt, "_GONE_WITHIN", 120.0)
+        patch.setattr(setup, "_UNDO", 120.0)
+        patch.setattr(present, "QUERY_TIMEOUT", 120.0)
+        yield
 
 
 @pytest.fixture
@@ -89,11 +104,11 @@ def base() -> Iterator[Path]:
     """A private tmpfs: root's own folders all the way down, and room for sparse files of any size."""
     path = Path(f"/run/scratch-test-{os.getpid()}-{secrets.token_hex(4)}")
     path.mkdir(mode=0o755)
-    run([program("mount"), "-t", "tmpfs", "-o", "mode=755,size=700m", "tmpfs", str(path)], timeout=20)
+    run([program("mount"), "-t", "tmpfs", "-o", "mode=755,size=700m", "tmpfs", str(path)], timeout=120)
     yield path
     for _ in range(50):
         with contextlib.suppress(SecureSlurmError):
-            run([program("umount"), str(path)], timeout=20)
+            run([program("umount"), str(path)], timeout=120)
             break
         time.sleep(0.1)
     path.rmdir()
@@ -123,7 +138,7 @@ def loop_device(path: Path, size: int) -> str:
     """A block device of our own to stand in for a disk."""
     with path.open("wb") as file:
         file.truncate(size)
-    return run([program("losetup"), "--find", "--show", str(path)], timeout=20).stdout.decode().strip()
+    return run([program("losetup"), "--find", "--show", str(path)], timeout=120).stdout.decode().strip()
 
 
 @pytest.fixture
@@ -137,9 +152,9 @@ def disk(base: Path) -> Iterator[str]:
 def volume_group(base: Path) -> Iterator[str]:
     device = loop_device(base / "pv", 256 * MIB)
     name = "vg-" + secrets.token_hex(3)
-    run(volume._lvm("vgcreate", "--yes", name, device), timeout=60)
+    run(volume._lvm("vgcreate", "--yes", name, device), timeout=120)
     yield name
-    run(volume._lvm("vgremove", "--yes", "--force", name), timeout=60)
+    run(volume._lvm("vgremove", "--yes", "--force", name), timeout=120)
     loop.detach(device)
 
 

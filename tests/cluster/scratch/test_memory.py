@@ -120,8 +120,8 @@ class TestMemory:
         node = in_memory()
         node.journal = Journal(str(base / "run"), "n1", str(base / "state"))
         node.open()
-        run([program("umount"), node.names.mount_point], timeout=20)
-        run([program("dmsetup"), "remove", node.names.mapper], timeout=20)
+        run([program("umount"), node.names.mount_point], timeout=120)
+        run([program("dmsetup"), "remove", node.names.mapper], timeout=120)
         assert loop.find(node.names.path) == [], "the memory goes with the mapping"
         for path in (base / "run/journal").rglob("*"):
             if path.is_file():
@@ -129,7 +129,7 @@ class TestMemory:
         record = base / f"state/{node.job}.json"
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         record.write_text(record.read_text().replace(boot, "00000000-0000-4000-8000-000000000000"))
-        (taken,) = deadboot.sweep(node.journal, node.config, seconds=20.0)
+        (taken,) = deadboot.sweep(node.journal, node.config, seconds=120.0)
         assert taken.problem == ""
         assert node.left() == []
 
@@ -140,7 +140,7 @@ class TestMemory:
         report = node.close(uid=node.uid)
         assert report.wiped
         assert report.gone
-        assert process.wait(20) is not None
+        assert process.wait(120) is not None
         assert memory.taken() == 0
 
     def test_several_jobs_up_to_the_limit(self, in_memory: Any) -> None:
@@ -180,15 +180,15 @@ class TestMemory:
     def test_swap(self, in_memory: Any, base: Path) -> None:
         node = in_memory()
         device = loop_device(base / "swap", 16 * MIB)
-        run([program("mkswap"), device], timeout=20)
-        run([program("swapon"), device], timeout=20)
+        run([program("mkswap"), device], timeout=120)
+        run([program("swapon"), device], timeout=120)
         try:
             with pytest.raises(Refused) as caught:
                 node.open()
             assert caught.value.rule == "node.swap"
             assert node.left() == []
         finally:
-            run([program("swapoff"), device], timeout=60)
+            run([program("swapoff"), device], timeout=120)
             loop.detach(device)
         node.open()
         assert node.close().gone
@@ -239,12 +239,12 @@ class TestWhereFilesLie:
 
     def test_another_file_system_over_the_folder(self, make_node: Any, base: Path) -> None:
         (base / "store").mkdir(mode=0o700)
-        run([program("mount"), "-t", "tmpfs", "-o", "mode=700,size=200m", "tmpfs", str(base / "store")], timeout=20)
+        run([program("mount"), "-t", "tmpfs", "-o", "mode=700,size=200m", "tmpfs", str(base / "store")], timeout=120)
         try:
             with pytest.raises(NodeBroken, match="is not on the file system"):
                 make_node(directory=str(base / "store"), volume=str(base)).open()
         finally:
-            run([program("umount"), str(base / "store")], timeout=20)
+            run([program("umount"), str(base / "store")], timeout=120)
 
     def test_the_limit_of_files(self, make_node: Any) -> None:
         first = make_node(size_bytes=64 * MIB, limit=100 * MIB)

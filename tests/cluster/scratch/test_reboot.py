@@ -40,9 +40,9 @@ def rebooted(make_node: Any, base: Path, request: pytest.FixtureRequest, in_chil
         assert in_child(node.open) == (-signal.SIGKILL if step else 0)
         node.journal.write = write
         if any(line.startswith("mount: ") for line in node.left()):
-            run([program("umount"), node.names.mount_point], timeout=20)
+            run([program("umount"), node.names.mount_point], timeout=120)
         if crypt.find(node.names.mapper) is not None:
-            run([program("dmsetup"), "remove", node.names.mapper], timeout=20)
+            run([program("dmsetup"), "remove", node.names.mapper], timeout=120)
         shutil.rmtree(base / "run/journal")
         record = base / f"state/{node.job}.json"
         record.write_text(json.dumps(json.loads(record.read_text()) | {"boot": EARLIER}))
@@ -58,7 +58,7 @@ def test_it_is_found_by_its_name_and_goes(rebooted: Any, kind: str, step: str) -
     if step != "planned":
         assert node.left()
         assert node.job in set(jobs_present("n1", node.config))
-    (taken,) = deadboot.sweep(node.journal, node.config, seconds=20.0)
+    (taken,) = deadboot.sweep(node.journal, node.config, seconds=120.0)
     assert taken.problem == ""
     assert taken.report.key_name.startswith(f"n1_test-{node.job}-")
     assert node.left() == []

@@ -87,9 +87,9 @@ class TestEachBacking:
         for number in range(3000):
             (Path(info.path) / f"d{number % 30}").mkdir(exist_ok=True)
             (Path(info.path) / f"d{number % 30}" / str(number)).write_bytes(b"%d" % number)
-        filesystem.unmount(info.path, Budget(60))
-        run([program("e2fsck"), "-f", "-n", node.names.device], timeout=60)
-        filesystem.mount(node.names, "ext4", Budget(60))
+        filesystem.unmount(info.path, Budget(120))
+        run([program("e2fsck"), "-f", "-n", node.names.device], timeout=120)
+        filesystem.mount(node.names, "ext4", Budget(120))
         for number in range(3000):
             assert (Path(info.path) / f"d{number % 30}" / str(number)).read_bytes() == b"%d" % number
 
@@ -105,10 +105,10 @@ class TestEachBacking:
         node = make_node(backing="lvm", volume_group=volume_group)
         info = node.open()
         check_ready(node, info)
-        assert volume.exists(node.names.path, Budget(20))
+        assert volume.exists(node.names.path, Budget(120))
         use(info)
         assert node.close().gone
-        assert not volume.exists(node.names.path, Budget(20))
+        assert not volume.exists(node.names.path, Budget(120))
 
     def test_whole_device(self, make_node: Any, disk: str) -> None:
         node = make_node(backing="block", device=disk)
@@ -170,7 +170,7 @@ class TestTheKey:
         """The same key on the same store shows the same file system; another key does not."""
         info = node.open()
         use(info)
-        budget = Budget(60)
+        budget = Budget(120)
         filesystem.unmount(info.path, budget)
         before = Path(node.names.device).read_bytes()[:MIB]
         crypt.close(node.names.mapper, budget)
@@ -307,52 +307,52 @@ class TestRefused:
         """A mapping that only has a name like ours is nobody's job."""
         dmsetup = program("dmsetup")
         options = ["--uuid", uuid] if uuid else []
-        run([dmsetup, "create", "secure-n1-7", *options, "--table", f"0 8192 linear {disk} 0"], timeout=20)
+        run([dmsetup, "create", "secure-n1-7", *options, "--table", f"0 8192 linear {disk} 0"], timeout=120)
         try:
             with pytest.raises(NodeBroken, match="in use"):
                 make_node(backing="block", device=disk).open()
         finally:
-            run([dmsetup, "remove", "secure-n1-7"], timeout=20)
+            run([dmsetup, "remove", "secure-n1-7"], timeout=120)
 
     def test_a_device_that_is_mounted(self, make_node: Any, disk: str, base: Path) -> None:
-        run([program("mkfs.ext4"), "-q", "-F", disk], timeout=60)
+        run([program("mkfs.ext4"), "-q", "-F", disk], timeout=120)
         (base / "other").mkdir()
-        run([program("mount"), disk, str(base / "other")], timeout=60)
+        run([program("mount"), disk, str(base / "other")], timeout=120)
         try:
             with pytest.raises(NodeBroken, match="in use"):
                 make_node(backing="block", device=disk).open()
         finally:
-            run([program("umount"), str(base / "other")], timeout=60)
+            run([program("umount"), str(base / "other")], timeout=120)
 
     def test_a_mapping_of_our_name_that_is_not_ours(self, node: Any) -> None:
         dmsetup = program("dmsetup")
-        run([dmsetup, "create", node.names.mapper, "--table", "0 8192 zero"], timeout=20)
+        run([dmsetup, "create", node.names.mapper, "--table", "0 8192 zero"], timeout=120)
         with pytest.raises(NodeBroken, match="already"):
             node.open()
         assert crypt.find(node.names.mapper) is not None
-        run([dmsetup, "remove", node.names.mapper], timeout=20)
+        run([dmsetup, "remove", node.names.mapper], timeout=120)
 
     @pytest.mark.parametrize("size", [0, -4096, 4095, 4097, MIB + 512])
     def test_mappings_of_no_whole_blocks(self, disk: str, size: int) -> None:
         with pytest.raises(NodeBroken, match="multiple of 4096"):
-            crypt.open_mapping("secure-n1-1", disk, size, Secret(os.urandom(64)), Budget(20))
+            crypt.open_mapping("secure-n1-1", disk, size, Secret(os.urandom(64)), Budget(120))
 
     def test_a_mapping_larger_than_its_device(self, disk: str) -> None:
         with pytest.raises(NodeBroken):
-            crypt.open_mapping("secure-n1-1", disk, 512 * MIB, Secret(os.urandom(64)), Budget(20))
+            crypt.open_mapping("secure-n1-1", disk, 512 * MIB, Secret(os.urandom(64)), Budget(120))
         assert crypt.find("secure-n1-1") is None
 
     def test_a_mapping_that_is_not_what_was_asked_for(self, disk: str) -> None:
         argv = [program("cryptsetup"), "open", "--type", "plain", "--cipher", "aes-xts-plain64", "--key-size", "256"]
         argv += ["--sector-size", "4096", "--size", "8192", "--key-file=-", "--batch-mode", disk, "secure-n1-1"]
-        run(argv, timeout=20, input=os.urandom(64))
+        run(argv, timeout=120, input=os.urandom(64))
         try:
             # the kernel's own answer, without the key, as dmsetup prints it
-            assert dmtable.table("secure-n1-1") == crypt.table("secure-n1-1", Budget(20))
+            assert dmtable.table("secure-n1-1") == crypt.table("secure-n1-1", Budget(120))
             with pytest.raises(NodeBroken, match="512 bits"):
                 crypt.verify("secure-n1-1", Path(disk).stat().st_rdev, 4 * MIB)
         finally:
-            crypt.close("secure-n1-1", Budget(20))
+            crypt.close("secure-n1-1", Budget(120))
 
 
 class TestUndone:
@@ -475,10 +475,10 @@ class TestAgain:
     def test_the_loop_device_goes_with_the_mapping(self, node: Any) -> None:
         """Autoclear: even a bare ``dmsetup remove`` leaves no loop device behind."""
         info = node.open()
-        budget = Budget(30)
+        budget = Budget(120)
         filesystem.unmount(info.path, budget)
         crypt.close(node.names.mapper, budget)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 120
         while any("loop" in item for item in node.left()) and time.monotonic() < end:
             time.sleep(0.05)
         assert not [item for item in node.left() if item.startswith("loop")]

@@ -15,7 +15,7 @@ MIB = 1024**2
 
 
 def sh(*words: str) -> str:
-    return run([program(words[0]), *words[1:]], timeout=30).stdout.decode().strip()
+    return run([program(words[0]), *words[1:]], timeout=120).stdout.decode().strip()
 
 
 def image(path: Path, mib: int = 8) -> str:
@@ -61,7 +61,7 @@ class TestOnTheFileSystem:
         process = hold("pass", cwd=str(base / "elsewhere"))
         report = node.close()
         assert report.gone
-        assert process.wait(10) == -9
+        assert process.wait(120) == -9
 
     def test_mappings_on_mappings_on_a_loop_device(self, node: Any) -> None:
         file = image(Path(node.open().path) / "disk")

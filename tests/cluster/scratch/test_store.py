@@ -31,7 +31,7 @@ MODEL = "Amazon EC2 NVMe Instance Storage        \n"
 
 
 def lvm(*words: str) -> str:
-    return run(volume.command(*words), timeout=60).stdout.decode()
+    return run(volume.command(*words), timeout=120).stdout.decode()
 
 
 class Vendor(NamedTuple):
@@ -86,9 +86,9 @@ def unit(base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The unit as it is on a node, enabled; systemctl changes the links itself where systemd is not the init."""
     path = Path(store_unit.SYSTEM) / store_unit.NAME
     path.write_text("[Service]\nType=oneshot\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n")
-    run([program("systemctl"), "--quiet", "enable", store_unit.NAME], timeout=60)
+    run([program("systemctl"), "--quiet", "enable", store_unit.NAME], timeout=120)
     yield path
-    run([program("systemctl"), "--quiet", "disable", store_unit.NAME], timeout=60)
+    run([program("systemctl"), "--quiet", "disable", store_unit.NAME], timeout=120)
     shutil.rmtree(f"{path}.d", ignore_errors=True)
     path.unlink()
 
@@ -104,10 +104,10 @@ def vendor(base: Path, by_id: ById, unit: Path) -> Iterator[Vendor]:
     # what setup-ephemeral-drives.sh does
     lvm("lvcreate", "--yes", "-i", "2", "-I", "64", "-l", "100%FREE", "-n", "lv_ephemeral", GROUP)
     device = volume.node_path(f"{GROUP}/lv_ephemeral")
-    run([program("mkfs.ext4"), "-q", device], timeout=60)
+    run([program("mkfs.ext4"), "-q", device], timeout=120)
     point = base / "scratch"
     point.mkdir(mode=0o755)
-    run([program("mount"), "-t", "ext4", "-o", "noatime,nodiratime", device, str(point)], timeout=60)
+    run([program("mount"), "-t", "ext4", "-o", "noatime,nodiratime", device, str(point)], timeout=120)
     point.chmod(0o1777)
     yield Vendor(drives, point, [])
     for mount in below(str(base), mounts()):
@@ -167,7 +167,7 @@ class TestRefusals:
         words = (
             ["--bind", str(vendor.point / "data")] if what == "bind" else [volume.node_path(f"{GROUP}/lv_ephemeral")]
         )
-        run([program("mount"), *words, str(other)], timeout=20)
+        run([program("mount"), *words, str(other)], timeout=120)
         with pytest.raises(Refused, match=str(other)) as caught:
             store_take.take_over(GROUP, "lv_ephemeral", vendor.note)
         assert caught.value.rule == "store.busy"
@@ -180,13 +180,13 @@ class TestRefusals:
     ) -> None:
         device = volume.node_path(f"{GROUP}/lv_ephemeral")
         end = ["true"]
-        run([program("umount"), str(vendor.point)], timeout=20)
+        run([program("umount"), str(vendor.point)], timeout=120)
         if what == "swap":
-            run([program("mkswap"), device], timeout=20)
-            run([program("swapon"), device], timeout=20)
+            run([program("mkswap"), device], timeout=120)
+            run([program("swapon"), device], timeout=120)
             end = ["swapoff", device]
         elif what == "mapping":
-            run([program("dmsetup"), "create", "theirs", "--table", f"0 2048 linear {device} 0"], timeout=20)
+            run([program("dmsetup"), "create", "theirs", "--table", f"0 2048 linear {device} 0"], timeout=120)
             end = ["dmsetup", "remove", "theirs"]
         else:
             monkeypatch.setattr(volume, "node_path", lambda _: disk)
@@ -197,7 +197,7 @@ class TestRefusals:
             assert vendor.volumes() == ["lv_ephemeral"]
             assert is_enabled() == "enabled"
         finally:
-            run([program(end[0]), *end[1:]], timeout=20)
+            run([program(end[0]), *end[1:]], timeout=120)
 
     @pytest.mark.parametrize("what", ["mounted", "extended"])
     def test_changed_while_it_is_taken_over(
@@ -210,7 +210,7 @@ class TestRefusals:
 
         def meanwhile() -> bool:
             if what == "mounted":
-                run([program("mount"), volume.node_path(f"{GROUP}/lv_ephemeral"), str(other)], timeout=20)
+                run([program("mount"), volume.node_path(f"{GROUP}/lv_ephemeral"), str(other)], timeout=120)
             else:
                 lvm("vgextend", "--yes", GROUP, disk)
             return stop()
@@ -282,12 +282,12 @@ class TestTakeOver:
 
     def test_a_unit_that_somebody_enabled_again(self, vendor: Vendor) -> None:
         store_take.take_over(GROUP, "lv_ephemeral", vendor.note)
-        run([program("systemctl"), "--quiet", "enable", store_unit.NAME], timeout=60)
+        run([program("systemctl"), "--quiet", "enable", store_unit.NAME], timeout=120)
         assert store_take.take_over(GROUP, "", vendor.note) == ["setup-ephemeral.service is kept from running"]
         assert is_enabled() == "disabled"
 
     def test_a_step_that_fails_undoes_those_before_it(self, vendor: Vendor, monkeypatch: pytest.MonkeyPatch) -> None:
-        run([program("mount"), "-o", "remount,nosuid,nodev", str(vendor.point)], timeout=20)
+        run([program("mount"), "-o", "remount,nosuid,nodev", str(vendor.point)], timeout=120)
         before = [mount for mount in mounts() if mount.point == str(vendor.point)]
         assert {"nosuid", "nodev", "noatime"} <= set(before[0].options.split(","))
         real = volume.command
@@ -381,10 +381,10 @@ class TestTakeOver:
         with pytest.raises(NodeBroken, match="already"):
             node.open()
         with pytest.raises(NodeBroken, match="has not the tag"):
-            volume.remove(node.names.path, Budget(20))
+            volume.remove(node.names.path, Budget(120))
         with pytest.raises(ScratchLeft, match="has not the tag"):
             node.close()
-        assert volume.exists(node.names.path, Budget(20))
+        assert volume.exists(node.names.path, Budget(120))
 
     @pytest.mark.usefixtures("unit")
     def test_drives_with_a_partition_table(self, base: Path, by_id: ById) -> None:
@@ -396,7 +396,8 @@ class TestTakeOver:
             file.write(struct.pack("<B3sB3sII", 0, bytes(3), 0x8E, bytes(3), 2048, 128 * MIB // 512 - 2048))
             file.seek(510)
             file.write(b"\x55\xaa")
-        device = run([program("losetup"), "-P", "-f", "--show", str(base / "disk")], timeout=20).stdout.decode().strip()
+        argv = [program("losetup"), "-P", "-f", "--show", str(base / "disk")]
+        device = run(argv, timeout=120).stdout.decode().strip()
         try:
             by_id.link(1, device)
             by_id.link("1-part1", f"{device}p1", None)

@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from slurm_hooks.reading import Request
+from tests.services.ldap.conftest import unhurried
 from tests.testbed.need import need
 from tests.testbed.pki import CA
 from tests.testbed.samba_ad import BASE, BINARY, TOOL, SambaAD
+
+__all__ = ["unhurried"]
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 ReturnToService=2
+MessageTimeout=100
 JobSubmitPlugins=lua
 PrologFlags=Alloc,DeferBatch
 Prolog=/opt/slurm/etc/scripts/prolog.d/*
@@ -119,7 +120,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, keys: Keys, made: Path, si
 def test_slurmctld_does_not_start_without_the_filter(cluster: Cluster) -> None:
     """Why OnNodeStart has to bring it."""
     machine = cluster.machine
-    done = machine.run("timeout", "20", "slurmctld", "-D", "-c")
+    done = machine.run("timeout", "120", "slurmctld", "-D", "-c")
     assert done.code not in (0, 124)
     assert "job_submit.lua" in machine.sh("cat /var/log/slurm/slurmctld.log") + done.err
 

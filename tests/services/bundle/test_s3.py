@@ -57,7 +57,7 @@ def serving(machine: Machine, bucket: Bucket) -> Iterator[tuple[Machine, Offer]]
     machine.put("/run/server.py", SERVER)
     machine.put("/etc/parallelcluster/cfnconfig", 'stack_name=x\ncfn_region="eu-central-1"\n')
     machine.sh("setsid python3 /run/server.py >/run/server.log 2>&1 </dev/null &")
-    machine.sh("for n in $(seq 300); do [ ! -e /run/serving ] || exit 0; sleep 0.1; done; exit 1")
+    machine.sh("for n in $(seq 1200); do [ ! -e /run/serving ] || exit 0; sleep 0.1; done; exit 1")
     place = "s3://site-bucket/prefix"
     yield machine, Offer(f"{place}/{bucket.name}", bucket.keys.public, f"{place}/site.tar.gz")
 

@@ -231,7 +231,8 @@ def ask(
         f"{method} /v1/{path} HTTP/1.0\r\nHost: {NAME}\r\nX-Vault-Token: {token}\r\nContent-Length: {len(text)}\r\n\r\n"
     )
     with (
-        socket.create_connection(where, timeout=30) as raw,
+        # what only reads is asked again by whoever waits for something
+        socket.create_connection(where, timeout=30 if method == "GET" else 120) as raw,
         tls.wrap_socket(raw, server_hostname=NAME) as connection,
     ):
         connection.sendall(head.encode() + text)

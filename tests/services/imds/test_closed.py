@@ -34,7 +34,7 @@ print("ready", flush=True)
 """
 GET = """
 import socket, sys
-with socket.create_connection((sys.argv[1], 80), timeout=3) as connection:
+with socket.create_connection((sys.argv[1], 80), timeout=120) as connection:
     connection.sendall(b"GET /latest/meta-data/iam/ HTTP/1.0\\r\\n\\r\\n")
     print(connection.makefile().read())
 """
@@ -46,7 +46,7 @@ def inside(argv: list[str], *, space: str = SPACE, check: bool = True) -> subpro
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=180,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert not check or done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"

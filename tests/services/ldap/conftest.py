@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from slurm_hooks import directory, reading
+from slurm_hooks.membership import Members
 from slurm_hooks.reading import Request
 from tests.testbed.need import need
 from tests.testbed.pki import CA
@@ -16,6 +19,38 @@ MakeRequest = Callable[..., Request]
 @pytest.fixture(scope="session", autouse=True)
 def _needed() -> None:
     need(BINARY, "/usr/bin/ldapadd", modules=("ldap",))
+
+
+@pytest.fixture(autouse=True)
+def unhurried() -> Iterator[None]:
+    """A good server is waited for, as long as the machine stands still."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in (
+            (reading, "CONNECT_TIMEOUT"),
+            (directory, "NETWORK_TIMEOUT"),
+            (directory, "OPERATION_TIMEOUT"),
+        ):
+            patch.setattr(module, name, 120)
+        yield
+
+
+@pytest.fixture
+def quick(shared: Slapd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deadlines of seconds, and little memory, for every server but the good one."""
+    real = reading._in_child
+
+    def in_child(uri: str, *more: Any) -> Members:
+        with pytest.MonkeyPatch.context() as patch:
+            if uri != shared.uri:
+                patch.setattr(reading, "CONNECT_TIMEOUT", 2)
+                patch.setattr(reading, "READING_TIMEOUT", 3.0)
+                patch.setattr(reading, "MAX_MEMORY", 1 << 30)
+                patch.setattr(directory, "READING_TIMEOUT", 2.0)
+                patch.setattr(directory, "NETWORK_TIMEOUT", 1.0)
+                patch.setattr(directory, "OPERATION_TIMEOUT", 1.0)
+            return real(uri, *more)
+
+    monkeypatch.setattr(reading, "_in_child", in_child)
 
 
 @pytest.fixture(scope="session")

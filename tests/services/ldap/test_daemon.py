@@ -72,7 +72,7 @@ class Daemon:
         self.process: subprocess.Popen[bytes] | None = None
 
     def use_groups(self, *names: str) -> None:
-        self.policy.write_text(POLICY.format(groups=", ".join(f'"{group_dn(name)}"' for name in names)))
+        replace(self.policy, POLICY.format(groups=", ".join(f'"{group_dn(name)}"' for name in names)))
 
     def argv(self, *more: str) -> list[str]:
         program = [sys.executable, "-m", "slurm_hooks.ldapd"]
@@ -122,6 +122,13 @@ class Daemon:
                 pass
             time.sleep(0.05)
         pytest.fail(self.log.read_text())
+
+
+def replace(path: Path, text: str) -> None:
+    """In one step: the daemon looks every second, and half a file is a wrong one."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
 
 
 @pytest.fixture
@@ -217,7 +224,7 @@ def test_a_directory_that_answers_garbage_ends_nothing(daemon: Daemon, ca: CA, t
     daemon.until(lambda: daemon.people() == {"alice", "bob"})
     garbage = [hostile.noise, hostile.torn_login, hostile.noise_later, hostile.torn, hostile.name_outside_utf8]
     with HostileLdap(ca.server("hostile", ["127.0.0.1"], tmp_path), *garbage) as server:
-        daemon.site.write_text(daemon.site.read_text().replace(daemon.server.uri, server.uri))
+        replace(daemon.site, daemon.site.read_text().replace(daemon.server.uri, server.uri))
         daemon.until(lambda: "the directory was not read" in daemon.log.read_text())
         loaded_at = daemon.load().loaded_at
         for number in range(1, len(garbage) + 1):
@@ -225,7 +232,7 @@ def test_a_directory_that_answers_garbage_ends_nothing(daemon: Daemon, ca: CA, t
             daemon.until(lambda number=number: daemon.log.read_text().count("the directory was not read") > number)
         assert daemon.load().loaded_at == loaded_at
         assert daemon.people() == {"alice", "bob"}
-        daemon.site.write_text(daemon.site.read_text().replace(server.uri, daemon.server.uri))
+        replace(daemon.site, daemon.site.read_text().replace(server.uri, daemon.server.uri))
     daemon.until(lambda: daemon.load().loaded_at > loaded_at)
     assert "Traceback" not in daemon.log.read_text()
 
@@ -245,7 +252,7 @@ def test_a_new_policy_is_taken_by_itself_and_a_wrong_one_is_not(daemon: Daemon) 
     daemon.until(lambda: daemon.people() == {"alice", "bob"})
     daemon.use_groups("phi-eu", "us")
     daemon.until(lambda: daemon.people("us") == {"bob"})
-    daemon.policy.write_text("nonsense: true\n")
+    replace(daemon.policy, "nonsense: true\n")
     daemon.until(lambda: "the new one is refused" in daemon.log.read_text())
     written = daemon.snapshot.stat().st_mtime_ns
     daemon.until(lambda: daemon.snapshot.stat().st_mtime_ns != written)

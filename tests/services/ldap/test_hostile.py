@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from conf.errors import BackendUnavailable, ConfigError
-from slurm_hooks import directory, reading
+from slurm_hooks import reading
 from slurm_hooks.reading import Reading, Request, read_directory
 from tests.testbed import hostile_ldap as hostile
 from tests.testbed.hostile_ldap import Behaviour, HostileLdap, answers, entry, fails, reference
@@ -43,24 +43,13 @@ def pair(ca: CA, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return ca.server("hostile", ["127.0.0.1"], tmp_path_factory.mktemp("hostile"))
 
 
-@pytest.fixture
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deadlines of seconds, and little memory."""
-    monkeypatch.setattr(reading, "CONNECT_TIMEOUT", 2)
-    monkeypatch.setattr(reading, "READING_TIMEOUT", 3.0)
-    monkeypatch.setattr(directory, "READING_TIMEOUT", 2.0)
-    monkeypatch.setattr(directory, "NETWORK_TIMEOUT", 1.0)
-    monkeypatch.setattr(directory, "OPERATION_TIMEOUT", 1.0)
-    monkeypatch.setattr(reading, "MAX_MEMORY", 1 << 30)
-
-
 @pytest.fixture(scope="module")
 def good(shared: Slapd) -> Iterator[str]:
     shared.add(user("survivor") + group("survivors", [person("survivor")]))
     yield group_dn("survivors")
 
 
-@pytest.mark.usefixtures("_quick")
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("behaviour", [*AT_ONCE, *LATE], ids=lambda each: each.__name__)
 def test_a_server_that_is_no_directory_is_an_error_and_the_next_one_is_asked(
     shared: Slapd, request_to: MakeRequest, pair: Pair, good: str, behaviour: Behaviour

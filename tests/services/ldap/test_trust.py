@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from conf.errors import BackendUnavailable, ConfigError, SecureSlurmError
-from slurm_hooks import directory, reading
 from slurm_hooks.directory import CredentialsRefused
 from slurm_hooks.reading import Request, read_directory
 from tests.testbed import pki
@@ -29,14 +28,6 @@ def refusal(request: Request, kind: type[SecureSlurmError] | tuple[type[SecureSl
         read_directory(request, time.time())
     assert caught.value.advice
     return str(caught.value)
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deadlines of a second, for servers that never answer."""
-    monkeypatch.setattr(reading, "CONNECT_TIMEOUT", 2)
-    monkeypatch.setattr(directory, "NETWORK_TIMEOUT", 1.0)
-    monkeypatch.setattr(directory, "OPERATION_TIMEOUT", 1.0)
 
 
 def test_a_certificate_of_another_authority_is_refused(shared: Slapd, request_to: MakeRequest, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ SelectTypeParameters=CR_CPU
 SwitchType=switch/none
 MpiDefault=none
 ReturnToService=2
+MessageTimeout=100
 MaxJobCount=50000
 MinJobAge=2
 """
@@ -72,6 +73,8 @@ class Controller:
 
     ``changeable`` features are a node feature plugin's (node_features/helpers), and every node has them.
     """
+
+    conf = CONF
 
     def __init__(self, changeable: str = "") -> None:
         self.changeable = changeable
@@ -102,7 +105,7 @@ class Controller:
             helper.chmod(0o755)
             helpers = [f"NodeName={node} Feature={self.changeable} Helper={helper}\n" for node in NODES]
             helper.with_name("helpers.conf").write_text("".join(helpers))
-        Path("/etc/slurm/slurm.conf").write_text(CONF + "".join(lines) + self.more())
+        Path("/etc/slurm/slurm.conf").write_text(self.conf + "".join(lines) + self.more())
         Path("/etc/slurm/cgroup.conf").write_text("CgroupPlugin=disabled\n")
         # another one's, of an earlier module: slurmctld takes the state of one cluster for no other
         for folder in ("/var/spool/slurmctld", "/var/lib/slurm"):
@@ -211,7 +214,7 @@ def run(*argv: str, check: bool = True) -> str:
 
 def until(ready: Callable[[], bool], what: str) -> None:
     """Poll until ``ready()``; RigError says what did not come, and what slurmctld wrote last."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while not ready():
         if time.monotonic() > end:
             log = Path("/var/log/slurm/slurmctld.log")

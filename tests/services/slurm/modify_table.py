@@ -102,7 +102,7 @@ TABLE = (
     Row("Licenses=bar", "role.license"),
     Row("WCKey=k", ALLOW),
     # how much
-    Row("TimeLimit=9", ALLOW, ALLOW, taken="aor"),
+    Row("TimeLimit=29", ALLOW, ALLOW, taken="aor"),
     Row("TimeLimit=45", "limit.time", "limit.time"),
     Row("TimeLimit=UNLIMITED", "limit.time", "limit.time"),
     Row("TimeMin=1", ALLOW),

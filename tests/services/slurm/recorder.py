@@ -66,5 +66,5 @@ class Recorder(Controller):
             env=dict(environ),
             cwd=folder,
             check=False,
-            timeout=60,
+            timeout=120,
         )

@@ -23,7 +23,6 @@ Prolog={FOLDER}/*
 Epilog=/etc/slurm/epilog
 PrologFlags=Alloc,DeferBatch
 PrologEpilogTimeout=120
-MessageTimeout=60
 BatchStartTimeout=90
 AccountingStoreFlags=job_comment,job_script
 PrivateData=jobs,usage

@@ -16,7 +16,7 @@ from tests.services.slurm.filtered import TAG, Filtered, rule
 from tests.services.slurm.modify_table import ALLOW, NONE, RUNNING, SLURM, TABLE, UNSEEN, Row
 
 PEOPLE = ("bob", "alice", "oper", "root")
-HELD, LATER = ("--hold", "--wrap=sleep 900"), ("--begin=now+1hour", "--wrap=sleep 900")
+HELD, LATER = ("--hold", "--wrap=sleep 3600"), ("--begin=now+1hour", "--wrap=sleep 3600")
 # what slurmctld's scheduler changes by itself
 RESTLESS = {"LastSchedEval", "Scheduler", "RunTime", "Reason", "Priority", "AccrueTime", "SchedNodeList"}
 PLANNED = {"StartTime", "EndTime", "NodeList"}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.services.slurm.controller import Controller, run, until
+from tests.services.slurm.controller import CONF, Controller, run, until
 
 CODE = """\
 import json, sys
@@ -27,7 +27,9 @@ ROOT = Path(__file__).parents[3]
 
 
 class WithHidden(Controller):
-    """With partitions that ordinary people do not see."""
+    """With partitions that ordinary people do not see, and jobs that have ended seen for a while."""
+
+    conf = CONF.replace("MinJobAge=2\n", "MinJobAge=300\n")
 
     def more(self) -> str:
         return "PartitionName=hidden Nodes=e1 Hidden=YES\nPartitionName=roots Nodes=e2 AllowGroups=root\n"
@@ -53,7 +55,7 @@ def ask(
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=120,
     )
     controller, seen, asked = json.loads(done.stdout)
     return controller, {int(job): each for job, each in seen.items()}, {int(job): each for job, each in asked.items()}
@@ -87,7 +89,10 @@ def test_what_is_seen_of_jobs(slurm: Controller) -> None:
     assert 0 <= controller["up_for"] < 600
     run("scancel", str(runs))
     until(lambda: ask()[1].get(runs, ["COMPLETING"])[0] == "CANCELLED", "the end")
-    # MinJobAge=2: soon its number is all that is left
+    # soon its number is all that is left
+    conf = Path("/etc/slurm/slurm.conf")
+    conf.write_text(conf.read_text().replace(WithHidden.conf, CONF))
+    run("scontrol", "reconfigure")
     until(lambda: ask(runs)[2][runs], "slurmctld to forget it")
     assert runs not in ask()[1]
 

@@ -79,20 +79,25 @@ ROWS: list[tuple[str, str | None]] = [
 class Desk:
     """Who submits, and what came back."""
 
+    def __init__(self, slurm: Filtered) -> None:
+        self._slurm = slurm
+
     def ask(
         self, *words: str, user: str = "alice", script: str = "#!/bin/sh\ntrue\n", tool: str = "sbatch"
     ) -> tuple[str, str | None]:
         """Standard output, and the rule that refused it."""
         given = ["--parsable"] if tool == "sbatch" else []
-        done = subprocess.run(
-            ["runuser", "-u", user, "--", tool, *given, *words],
-            input=script if tool == "sbatch" else None,
-            stdin=subprocess.DEVNULL if tool != "sbatch" else None,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            cwd="/data/phi",
-            check=False,
+        done = self._slurm.decided(
+            lambda: subprocess.run(
+                ["runuser", "-u", user, "--", tool, *given, *words],
+                input=script if tool == "sbatch" else None,
+                stdin=subprocess.DEVNULL if tool != "sbatch" else None,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                cwd="/data/phi",
+                check=False,
+            )
         )
         rule = re.search(r"\(rule ([a-z.-]+)\)", done.stderr)
         if done.returncode and rule is None:
@@ -108,9 +113,9 @@ class Desk:
 
 @pytest.fixture(scope="module")
 def desk(throw_away_root: None) -> Iterator[Desk]:
-    with Filtered():
+    with Filtered() as slurm:
         Path("/data/phi/sub").mkdir(exist_ok=True)
-        found = Desk()
+        found = Desk(slurm)
         # slurmctld learns of accounts a moment after slurmdbd does
         until(lambda: found.ask(*SECURED)[1] is None, "alice's account")
         yield found

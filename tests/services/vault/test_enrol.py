@@ -30,6 +30,7 @@ from keys.vault_errors import VaultDenied, VaultError
 from keys.vault_node import VaultNode
 from slurm_hooks import link, wire
 from slurm_hooks.enrolment import exchange
+from tests.services.vault.conftest import patiently
 from tests.testbed.enrol_world import ABROAD, FOREIGN, REGION, STRANGER, Cluster, Machine, ago
 from tests.testbed.imds import pin
 from tests.testbed.openbao import OpenBao
@@ -87,11 +88,11 @@ def refused(machine: Machine, rule: str, words: str, **how: bool) -> None:
 def from_elsewhere(cluster: Cluster, context: ssl.SSLContext, fields: dict[str, bytes | str]) -> dict[str, bytes]:
     """A request from another address than the machines have."""
     with (
-        socket.create_connection(("127.0.0.1", cluster.port), 10, source_address=("127.0.0.9", 0)) as plain,
+        socket.create_connection(("127.0.0.1", cluster.port), 60, source_address=("127.0.0.9", 0)) as plain,
         context.wrap_socket(plain, server_hostname="127.0.0.1") as connection,
     ):
         connection.sendall(wire.encode({**fields, "nonce": wire.new_nonce()}))
-        return wire.receive(connection, 30)
+        return wire.receive(connection, 120)
 
 
 def renewal(cluster: Cluster, machine: Machine) -> tuple[ssl.SSLContext, dict[str, bytes | str]]:
@@ -517,12 +518,7 @@ def test_a_hundred_nodes_at_once(cluster: Cluster, tmp_path: Path) -> None:
 
     def start(node: str) -> str:
         with Machine(cluster, tmp_path / node, node, names[node]) as machine:
-            for _ in range(200):
-                try:
-                    return machine.enrolment.once().instance
-                except BackendUnavailable:
-                    time.sleep(0.2)
-        return "never"
+            return patiently(machine.enrolment.once).instance
 
     with ThreadPoolExecutor(100) as pool:
         assert list(pool.map(start, names)) == list(names.values())
@@ -710,7 +706,7 @@ class Token:
         )
         assert answer["auth"]["entity_id"] == entity
         self.vault = VaultNode(
-            VaultSession(bao.url, str(bao.ca.certificate), 20, token=Secret(answer["auth"]["client_token"].encode())),
+            VaultSession(bao.url, str(bao.ca.certificate), 60, token=Secret(answer["auth"]["client_token"].encode())),
             "n1",
             transit_mount="secure-slurm-transit",
             grants_mount="secure-slurm-grants",

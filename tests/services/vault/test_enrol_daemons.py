@@ -99,7 +99,7 @@ class Daemon:
     def __exit__(self, *exc: object) -> None:
         self._process.send_signal(signal.SIGTERM)
         try:
-            code = self._process.wait(30)
+            code = self._process.wait(120)
         except subprocess.TimeoutExpired:
             self._process.kill()
             raise

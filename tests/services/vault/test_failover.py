@@ -11,6 +11,7 @@ from conf.errors import BackendUnavailable, SecureSlurmError
 from keys import lifecycle_keys
 from keys.grant import Grant
 from keys.vault_head import VaultHead
+from tests.services.vault.conftest import patiently
 from tests.services.vault.test_life_of_a_key import start
 from tests.testbed.openbao import OpenBao
 from tests.testbed.openbao_raft import OpenBaoRaft
@@ -82,7 +83,7 @@ def test_the_leader_is_killed_while_keys_are_made_and_destroyed(
     trio: OpenBaoRaft, build: Callable[[OpenBao], World]
 ) -> None:
     world = build(trio)
-    assert world.first_init() == 0
+    assert patiently(world.first_init, PATIENCE) == 0
     stop = threading.Event()
     with world.head(timeout=5.0) as head:
         workers = [Worker(head, stop) for _ in range(WORKERS)]
@@ -103,7 +104,7 @@ def test_the_leader_is_killed_while_keys_are_made_and_destroyed(
             worker.join(PATIENCE)
         assert [worker.wrong for worker in workers] == [[]] * WORKERS
         assert sum(worker.waited for worker in workers) > 0
-        assert head.list_grants() == []
+        assert patiently(head.list_grants, PATIENCE) == []
     assert trio.status("LIST", "secure-slurm-transit/keys")[1].get("data", {}).get("keys", []) in (
         [],
         ["secure-slurm-certificates"],

@@ -291,8 +291,9 @@ def failures(world: World, mute: str) -> list[Callable[[], object]]:
     head.create_key(key)
     head.create_key(others)
     _, wrapped = node.data_key(key)
-    lost = world.head(timeout=0.2)
+    lost = world.head()
     lost.list_grants()
+    lost._session._timeout = 0.2
     lost._session._address = mute
     lost._session._close_idle()
     return [

@@ -53,6 +53,7 @@ CLIENT = """\
 import json, sys, threading, time
 from slurm_hooks import patience, wire
 path, timeout = sys.argv[1], float(sys.argv[2])
+print("ready", flush=True)
 lock = threading.Lock()
 def ask(request):
     try:
@@ -90,9 +91,12 @@ def node(job: int) -> str:
 
 
 class Client:
-    """Every request at the same time, in a process of SlurmUser's; the answers as they come."""
+    """Every request at the same time, in a process of SlurmUser's; the answers as they come.
 
-    def __init__(self, socket: Path, requests: Sequence[dict[str, str]]) -> None:
+    The process is ready when this returns, and asks when it is told what; at once, where ``requests`` are given.
+    """
+
+    def __init__(self, socket: Path, requests: Sequence[dict[str, str]] = ()) -> None:
         self.answers: list[list[str]] = []
         self._process = subprocess.Popen(
             [sys.executable, "-c", CLIENT, str(socket), "600"],
@@ -104,11 +108,17 @@ class Client:
             cwd="/",
             env={"PYTHONPATH": str(OUTSIDE), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
         )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        if requests:
+            self.ask(requests)
+
+    def ask(self, requests: Sequence[dict[str, str]]) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write("".join(json.dumps(each) + "\n" for each in requests))
         self._process.stdin.close()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -205,22 +215,21 @@ def test_five_hundred_starts_at_once(daemon: Daemon) -> None:
     assert first[:3] == ["7", "start", "allow"], first
     before, peak = daemon.needs(), Counter[str]()
     jobs = range(1000, 1500)
+    ending, asked, left = Client(daemon.socket), False, -1
     began = time.monotonic()
     client = Client(daemon.socket, [start(job) for job in jobs])
-    ending: Client | None = None
-    left = -1
     while len(client.answers) < len(jobs):
         assert daemon.process.poll() is None, daemon.log.read_text()[-3000:]
         peak |= Counter(daemon.needs())
-        if ending is None and len(client.answers) > 20:
+        if not asked and len(client.answers) > 20:
             # a job ends in the middle of it
-            ending = Client(daemon.socket, [end(7)])
-        if ending is not None and ending.answers and left < 0:
+            ending.ask([end(7)])
+            asked = True
+        if ending.answers and left < 0:
             left = len(jobs) - len(client.answers)
         time.sleep(0.05)
     took = time.monotonic() - began
     answers = client.join()
-    assert ending is not None
     assert [answer[:3] for answer in ending.join()] == [["7", "ended", "allow"]]
     assert left > 0, "what ended waited for all that start"
     assert Counter(verdict for _, _, verdict, _ in answers) == {"allow": len(jobs)}, answers[:3]
@@ -236,7 +245,7 @@ def test_five_hundred_starts_at_once(daemon: Daemon) -> None:
 
 
 def test_more_than_may_wait_are_told_to_ask_again(daemon: Daemon) -> None:
-    jobs = range(2000, 2000 + AT_ONCE + MOST_WAITING + 100)
+    jobs = range(2000, 2000 + AT_ONCE + MOST_WAITING + 250)
     before, peak = daemon.needs(), Counter[str]()
     client = Client(daemon.socket, [start(job) for job in jobs])
     while len(client.answers) < len(jobs):
