@@ -1,7 +1,7 @@
 #!/bin/bash
 # suite.sh unit|services|cluster|faults|soak|bench|policy [SUITE...]: run one test suite where it belongs and show pytest's own words;
 # policy: only count the tests that judge jobs and policies.
-# ARGS='-k name': more arguments for pytest. GUESTS=2: cluster, faults and soak in two clusters for each SUITE.
+# ARGS='-k name': more arguments for pytest. GUESTS=1: cluster, faults and soak in so many clusters for each SUITE.
 set -uo pipefail
 kind=$1; shift
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -18,6 +18,7 @@ declare -A ONCE=(
 )
 run() { echo "== $*"; }
 declare -A pids
+blamed=()
 start() {  # name, command: in the background, with its words kept
   mkdir -p build
   "${@:2}" > "build/$1.log" 2>&1 &
@@ -26,9 +27,19 @@ start() {  # name, command: in the background, with its words kept
 finish() {  # name, title, what not to show: wait for it, and show its words; 5 is pytest's for no test of the name in ARGS
   local status=0
   wait "${pids[$1]}" || status=$?
-  [ $status = 0 ] || [ $status = 5 -a -n "$ARGS" ] || failed=1
+  [ $status = 0 ] || [ $status = 5 -a -n "$ARGS" ] || { failed=1; blamed+=("$1"); }
   run "$2"
   if [ -n "${3:-}" ]; then grep -v "$3" "build/$1.log"; else cat "build/$1.log"; fi
+}
+blame() {  # what failed once more, last and in few lines: who keeps only the end of a long output has the reason
+  local name
+  for name in "${blamed[@]}"; do
+    run "FAILED: $name"
+    grep -aE -m 6 '^(FAILED|ERROR) |no result' "build/$name.log" | cut -c1-240
+    # a guest that ran out of its time: the test that it was at
+    [ "${name%%-*}" != cluster ] || grep -as . "build/${name#cluster-}/now" | sed 's/^/last begun: /'
+    grep -aE -m 8 '^E  ' "build/$name.log" | cut -c1-240
+  done
 }
 
 case $kind in
@@ -88,11 +99,12 @@ services)
 cluster)
   BINDS=$("$here/offer.sh") || exit 1
   export BINDS
-  # Three clusters for each Slurm, side by side: they wait more than they work. More of them are no faster on two processors. Those of
-  # one Slurm share its modules (tests/cluster/conftest.py), so whatever is named nowhere runs all the same.
+  # Two clusters for each Slurm, side by side: they wait as much as they work, and one that does nothing takes a fifth of a slow
+  # processor, so more of them are slower on two. Those of one Slurm share its modules (tests/cluster/conftest.py), so whatever is
+  # named nowhere runs all the same.
   memory=$(awk '/^MemAvailable/ {print $2}' /proc/meminfo)
   guests=${GUESTS:-$((memory / 1250000 / $#))}
-  guests=$((guests < 1 ? 1 : guests > 3 ? 3 : guests))
+  guests=$((guests < 1 ? 1 : guests > 2 ? 2 : guests))
   for s in "$@"; do
     what=tests/cluster
     for other in "$@"; do
@@ -147,4 +159,5 @@ bench)
   ;;
 *) echo "suite.sh: unknown suite $kind" >&2; exit 2 ;;
 esac
+blame
 exit $failed
