@@ -112,7 +112,7 @@ cluster)
     done
     rm -rf "build/$s-shared"; mkdir -p "build/$s-shared"
     for ((n = 1; n <= guests; n++)); do
-      start "cluster-$s-$n" env LIMIT=$((1500 + 4500 / guests)) "OUT=$top/build/$s-$n" "SHARED=$top/build/$s-shared" \
+      start "cluster-$s-$n" env "SLOT=$n" LIMIT=$((1500 + 4500 / guests)) "OUT=$top/build/$s-$n" "SHARED=$top/build/$s-shared" \
         "$here/uml.sh" "$s" pytest "CI_RUN=${CI:-}" "ARGS=$what,-q,--color=no${ARGS:+,${ARGS// /,}}"
     done
     # the units, under a real systemd: its version is Debian's and not Slurm's, so beside one of them
@@ -136,7 +136,7 @@ faults|soak)
     faults) words=("FAULTS=${FAULTS:-all}" "FAULTS_PART=$part/$parts") ;;
     soak) words=("SOAK_JOBS=$((jobs * part / parts - jobs * (part - 1) / parts))" ${SOAK_SEED:+"SOAK_SEED=$((SOAK_SEED + part))"}) ;;
     esac
-    LIMIT=${LIMIT:-14400} OUT=$top/build/$kind-$s-$part "$here/uml.sh" "$s" pytest "CI_RUN=${CI:-}" "${words[@]}" \
+    LIMIT=${LIMIT:-14400} OUT=$top/build/$kind-$s-$part SLOT=$part "$here/uml.sh" "$s" pytest "CI_RUN=${CI:-}" "${words[@]}" \
       "ARGS=tests/cluster/test_$kind.py,-q,--tb=short,--color=no" 2>&1 | tee "build/$kind-$s-$part.log" | sed -u "s/^/$s $part: /" &
     pids[$part]=$!
   done
