@@ -7,6 +7,10 @@
 # SLOT=0: which of this machine's processors the guest stays on, counted round; those side by side get different ones.
 set -euo pipefail
 suite=$1 task=$2; shift 2
+for word in "$@"; do
+  # they travel on the kernel's command line, which is split at blanks: the guest would hang with half of the word as its script
+  [[ $word != *[[:space:]]* ]] || { echo "uml.sh: a blank in '$word': write '.' in a pattern, ',' in ARGS" >&2; exit 64; }
+done
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 top=$(cd "$here/../.." && pwd)
 root=$("$here/root.sh" "$suite")
