@@ -1,7 +1,7 @@
 #!/bin/bash
 # suite.sh unit|services|cluster|faults|soak|bench|policy [SUITE...]: run one test suite where it belongs and show pytest's own words;
 # policy: only count the tests that judge jobs and policies.
-# ARGS='-k name': more arguments for pytest. GUESTS=1: cluster, faults and soak in so many clusters for each SUITE.
+# ARGS='-k name': more arguments for pytest. GUESTS=N: cluster, faults and soak in N clusters for each SUITE.
 set -uo pipefail
 kind=$1; shift
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -36,8 +36,8 @@ blame() {  # what failed once more, last and in few lines: who keeps only the en
   for name in "${blamed[@]}"; do
     run "FAILED: $name"
     grep -aE -m 6 '^(FAILED|ERROR) |no result' "build/$name.log" | cut -c1-240
-    # a guest that ran out of its time: the test that it was at
-    [ "${name%%-*}" != cluster ] || grep -as . "build/${name#cluster-}/now" | sed 's/^/last begun: /'
+    # a guest without a result ran out of its time: the test that it was at
+    [ -e "build/${name#cluster-}/rc" ] || grep -as . "build/${name#cluster-}/now" | sed 's/^/last begun: /'
     grep -aE -m 8 '^E  ' "build/$name.log" | cut -c1-240
   done
 }
@@ -103,8 +103,8 @@ cluster)
   # processor, so more of them are slower on two. Those of one Slurm share its modules (tests/cluster/conftest.py), so whatever is
   # named nowhere runs all the same.
   memory=$(awk '/^MemAvailable/ {print $2}' /proc/meminfo)
-  guests=${GUESTS:-$((memory / 1250000 / $#))}
-  guests=$((guests < 1 ? 1 : guests > 2 ? 2 : guests))
+  guests=$((memory / 1250000 / $#))
+  guests=${GUESTS:-$((guests < 1 ? 1 : guests > 2 ? 2 : guests))}
   for s in "$@"; do
     what=tests/cluster
     for other in "$@"; do

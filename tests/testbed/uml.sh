@@ -15,17 +15,19 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 top=$(cd "$here/../.." && pwd)
 root=$("$here/root.sh" "$suite")
 out=${OUT:-$top/build/$suite}
-mkdir -p "$out"; rm -f "$out/rc"
+# what an earlier run left must not be taken for this one's
+mkdir -p "$out"; rm -f "$out/rc" "$out/now"
 export ROOT=$root SRC=$top OUT_DIR=$out SHARED=${SHARED:-} BINDS=${BINDS:-}
 # A guest has one processor, and its kernel and its processes wake each other thousands of times a second: across two of the
-# host's, each of these is an interrupt, and a virtual host leaves to its own host for it (docs/decisions/0010).
+# machine's, each time is an interrupt, and takes twice the time (docs/decisions/0010).
 mapfile -t processors < <(awk '/^Cpus_allowed_list/ {
   n = split($2, ranges, ",")
   for (i = 1; i <= n; i++) { split(ranges[i] "-" ranges[i], ends, "-"); for (c = ends[1]; c <= ends[2]; c++) print c }
 }' /proc/self/status)
 console=null,fd:1 foreground=
 [ -n "${TTY:-}" ] && { console=fd:0,fd:1; foreground=--foreground; }
-taskset -c "${processors[${SLOT:-$$} % ${#processors[@]}]}" timeout $foreground -k 5 "${LIMIT:-1500}" unshare -m -p -f --propagation private --kill-child bash -euc '
+taskset -c "${processors[${SLOT:-$$} % ${#processors[@]}]}" \
+  timeout $foreground -k 5 "${LIMIT:-1500}" unshare -m -p -f --propagation private --kill-child bash -euc '
   mount -t proc proc "$ROOT/proc"
   mount -t tmpfs -o size=12g tmpfs "$ROOT/dev/shm" 2>/dev/null || { mkdir -p "$ROOT/dev/shm"; mount -t tmpfs -o size=12g tmpfs "$ROOT/dev/shm"; }
   mount -t tmpfs tmpfs "$ROOT/tmp"; mount --bind /dev/pts "$ROOT/dev/pts"
