@@ -4,6 +4,8 @@
 # ARGS='-k name': more arguments for pytest. GUESTS=N: cluster, faults and soak in N clusters for each SUITE.
 set -uo pipefail
 kind=$1; shift
+# none at all would be a suite that passes without a test
+[[ ${GUESTS:-1} =~ ^[1-9][0-9]?$ ]] || { echo "suite.sh: GUESTS is a number from 1, not '$GUESTS'" >&2; exit 2; }
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 top=$(cd "$here/../.." && pwd)
 cd "$top"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -22,6 +23,20 @@ def test_a_word_with_a_blank_boots_no_guest(word: str) -> None:
     )
     assert done.returncode == 64
     assert "a blank in" in done.stderr
+
+
+@pytest.mark.parametrize("guests", ["0", "-1", "two", "1 2"])
+def test_a_suite_without_a_guest_does_not_pass(guests: str) -> None:
+    done = subprocess.run(
+        ["bash", str(TESTBED / "suite.sh"), "cluster", "sid"],
+        env={**os.environ, "GUESTS": guests},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "GUESTS" in done.stderr
 
 
 @pytest.mark.parametrize("result", [True, False])
